@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# Sourced by scripts/test and scripts/demo: what they need of the machine, installed when missing.
+export PATH="$PATH:/usr/sbin:/sbin"
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf '\n%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# The Debian package a command comes in.
+package_of() {
+  case $1 in
+    cc) echo build-essential ;;
+    dig) echo bind9-dnsutils ;;
+    ip) echo iproute2 ;;
+    nc) echo netcat-openbsd ;;
+    nft) echo nftables ;;
+    nsenter | setpriv | unshare) echo util-linux ;;
+    pgrep) echo procps ;;
+    ping) echo iputils-ping ;;
+    *) echo "$1" ;;
+  esac
+}
+
+# Installs the packages of those commands that are not there, and says so first.
+need_commands() {
+  local command missing=()
+  for command in "$@"; do
+    command -v "$command" >/dev/null || missing+=("$(package_of "$command")")
+  done
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  say "installing with apt-get: ${missing[*]}"
+  command -v apt-get >/dev/null || fail "no apt-get here: install ${missing[*]} another way"
+  export DEBIAN_FRONTEND=noninteractive
+  as_root apt-get update -q || fail "cannot run apt-get as root: install ${missing[*]} first"
+  as_root apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Private worlds need user namespaces, and a TUN device that this user may open.
+need_worlds() {
+  if [ ! -e /dev/net/tun ]; then
+    say "making /dev/net/tun"
+    as_root mkdir -p /dev/net
+    as_root mknod -m 0666 /dev/net/tun c 10 200
+  fi
+  if [ ! -r /dev/net/tun ] || [ ! -w /dev/net/tun ]; then
+    say "letting everyone open /dev/net/tun, as udev does"
+    as_root chmod 0666 /dev/net/tun || fail "run once as root: chmod 0666 /dev/net/tun"
+  fi
+  unshare --user --map-root-user --net --mount --pid --fork --mount-proc true || fail \
+    "user namespaces are not allowed here: run as root, or set kernel.unprivileged_userns_clone=1" \
+    "and kernel.apparmor_restrict_unprivileged_userns=0 (those that exist) by sysctl"
+}

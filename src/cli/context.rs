@@ -1,0 +1,139 @@
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+use toml::Value;
+
+use crate::cli::client::Client;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+use crate::config::{self, Flags, NodeConfig, NodeSettings};
+use crate::os::paths;
+
+/// What every command takes, as typed.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Options of every command")]
+pub(super) struct Global {
+    /// Keep keys and memory in DIR [default: /var/lib/agentnet, or the user's state directory]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "AGENTNET_STATE",
+        hide_env_values = true
+    )]
+    state: Option<PathBuf>,
+
+    /// Reach the daemon at PATH [default: the socket that belongs to the state directory]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "AGENTNET_SOCKET",
+        hide_env_values = true
+    )]
+    socket: Option<PathBuf>,
+
+    /// Read settings from FILE [default: the daemon's own in /etc/agentnet, if there]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "AGENTNET_CONFIG",
+        hide_env_values = true
+    )]
+    config: Option<PathBuf>,
+
+    /// Print facts as one line of JSON, versioned by "v"
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Log more; twice for every detail
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+
+    /// Print nothing but facts and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+/// What every command takes, as meant.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) out: Output,
+    state: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    config: Option<PathBuf>,
+    pub(super) verbose: u8,
+}
+
+impl Context {
+    pub(super) fn new(global: Global) -> Self {
+        Self {
+            out: Output {
+                json: global.json,
+                quiet: global.quiet,
+            },
+            state: global.state,
+            socket: global.socket,
+            config: global.config,
+            verbose: global.verbose,
+        }
+    }
+
+    /// Returns the settings file that was named, or the package's one of this name.
+    pub(super) fn config_file(&self, name: &str) -> Option<PathBuf> {
+        self.config.clone().or_else(|| paths::default_config(name))
+    }
+
+    /// Returns the state directory; it may not exist yet.
+    pub(super) fn state(&self) -> Result<PathBuf, Failure> {
+        let settings = self.settings(Flags::default())?;
+        Ok(settings
+            .state
+            .map_or_else(|| paths::default_state(&env), Ok)?)
+    }
+
+    /// Returns a client of the daemon this command is meant for.
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        Client::new(&self.socket()?)
+    }
+
+    /// Returns what a daemon of this command line would run with.
+    pub(super) fn node_config(&self, flags: Flags) -> Result<NodeConfig, Failure> {
+        let settings = self.settings(flags)?;
+        let state = settings.state.clone();
+        let state = state.map_or_else(|| paths::default_state(&env), Ok)?;
+        let socket = settings.socket.clone();
+        let socket = match socket {
+            Some(socket) => paths::checked_socket(socket)?,
+            None => paths::socket_of(&state, &env)?,
+        };
+        Ok(NodeConfig::new(settings, state, socket))
+    }
+
+    fn socket(&self) -> Result<PathBuf, Failure> {
+        let settings = self.settings(Flags::default())?;
+        let socket = match (settings.socket, settings.state) {
+            (Some(socket), _) => paths::checked_socket(socket)?,
+            (None, Some(state)) => paths::socket_of(&state, &env)?,
+            (None, None) => paths::find_socket(&env)?,
+        };
+        Ok(socket)
+    }
+
+    fn settings(&self, mut flags: Flags) -> Result<NodeSettings, Failure> {
+        let text = |path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(Value::from(path.to_string_lossy().into_owned()))
+        };
+        flags.set("state", text(&self.state));
+        flags.set("socket", text(&self.socket));
+        let file = self.config_file("agentnet.toml");
+        Ok(config::load(file.as_deref(), &env, flags)?)
+    }
+}
+
+/// Reads an environment variable; an empty one counts as not set.
+pub(super) fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

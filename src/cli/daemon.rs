@@ -1,0 +1,51 @@
+//! What every daemon needs beside its work: a log, signals, word to the service manager.
+
+use std::io::{self, IsTerminal};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::context::Context;
+use crate::cli::failure::{Exit, Failure};
+use crate::config::{LogFormat, LogLevel, LogSettings};
+
+/// Begins to log to standard error; `-v` and `-q` win over the settings.
+pub(super) fn start_log(settings: LogSettings, context: &Context) -> Result<(), Failure> {
+    let level = match (context.out.quiet, context.verbose) {
+        (true, _) => LogLevel::Warn,
+        (false, 0) => settings.level,
+        (false, 1) => settings.level.max(LogLevel::Debug),
+        (false, _) => LogLevel::Trace,
+    };
+    // Libraries are heard when something is wrong; their details are not ours.
+    let filter = EnvFilter::new(format!("warn,agentnet={}", level.as_str()));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    let started = match settings.format {
+        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.with_target(false).try_init(),
+    };
+    started.map_err(|error| Failure::new(Exit::Failed, format!("cannot log: {error}")))
+}
+
+/// Returns a future that ends when the daemon is asked to stop; takes the signals at once.
+pub(super) fn stop_asked() -> Result<impl Future<Output = ()> + Send + 'static, Failure> {
+    let failed = |error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => info!("Interrupted, stopping"),
+            _ = terminate.recv() => info!("Asked to stop"),
+        }
+    })
+}
+
+/// Tells the service manager, if there is one, that the daemon does its work.
+pub(super) fn tell_ready() {
+    // Without a service manager there is nobody to tell.
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+}

@@ -1,0 +1,176 @@
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::cli::client::Client;
+use crate::cli::context::{Context, env};
+use crate::cli::daemon;
+use crate::cli::failure::Failure;
+use crate::cli::output::Show;
+use crate::cli::text::{Table, bytes, list};
+use crate::cli::values::Secret;
+use crate::config::{self, Flags, GatewaySettings};
+use crate::gateway::status::GatewayStatus;
+use crate::id::Did;
+use crate::node::gateway::{GatewayConfig, Plan, init, serve};
+use crate::os::files;
+use crate::statement::token::OperatorToken;
+
+/// Set up and run a gateway
+#[derive(Args, Debug)]
+pub(super) struct GatewayArgs {
+    #[command(subcommand)]
+    command: GatewayCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum GatewayCommand {
+    Init(InitArgs),
+    /// Run the gateway of --config FILE, made by init
+    Serve,
+    /// Show the running gateway of --config FILE: attachments (ids only), routes and drops
+    Status,
+}
+
+/// Make a gateway's keys and enrol it with the registry
+#[derive(Args, Debug)]
+struct InitArgs {
+    /// Put keys and settings into DIR, which holds no gateway yet
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+
+    /// Listen on this UDP address and port, as 198.51.100.1:16201
+    #[arg(long, value_name = "ADDR")]
+    listen: SocketAddr,
+
+    /// Tell agents to reach it here; repeatable, best first [default: the listening address]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Vec<String>,
+
+    /// Tell agents where it is, in any words, so that they may prefer near ones
+    #[arg(long, value_name = "TEXT")]
+    region: Option<String>,
+
+    /// Read the operator token from FILE, or from standard input when it is - (or set
+    /// AGENTNET_OPERATOR_TOKEN to the token itself)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "AGENTNET_OPERATOR_TOKEN_FILE",
+        hide_env_values = true
+    )]
+    operator_token_file: Option<PathBuf>,
+}
+
+impl GatewayArgs {
+    pub(super) const fn is_daemon(&self) -> bool {
+        matches!(self.command, GatewayCommand::Serve)
+    }
+
+    pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
+        match self.command {
+            GatewayCommand::Init(args) => args.run(context).await,
+            GatewayCommand::Serve => {
+                files::create_private_by_default();
+                let config = gateway_config(context)?;
+                daemon::start_log(config.settings.log, context)?;
+                let stop = daemon::stop_asked()?;
+                serve(config, stop, |_| daemon::tell_ready()).await?;
+                Ok(())
+            }
+            GatewayCommand::Status => {
+                let client = Client::new(&gateway_config(context)?.socket())?;
+                context
+                    .out
+                    .print(&client.get::<GatewayStatus>("/v1/status", &()).await?)
+            }
+        }
+    }
+}
+
+fn gateway_config(context: &Context) -> Result<GatewayConfig, Failure> {
+    let Some(file) = context.config_file("gateway.toml") else {
+        return Err(Failure::usage("no settings: --config FILE is needed")
+            .hint("`agentnet gateway init` makes a gateway and its settings file"));
+    };
+    let settings = config::load::<GatewaySettings>(Some(&file), &env, Flags::default())?;
+    Ok(GatewayConfig::new(settings, &file))
+}
+
+impl InitArgs {
+    async fn run(self, context: &Context) -> Result<(), Failure> {
+        let (option, variable) = ("--operator-token-file", "AGENTNET_OPERATOR_TOKEN");
+        let secret = Secret::of(option, self.operator_token_file, variable)?;
+        let operator = secret.read()?.parse::<OperatorToken>()?;
+        let plan = Plan {
+            dir: self.dir,
+            listen: self.listen,
+            advertise: self.advertise,
+            region: self.region,
+        };
+        let made = init(&plan, &operator).await?;
+        context.out.done(&GatewayMade {
+            gateway: made.gateway,
+            udp: made.udp,
+            config_file: made.settings,
+        })
+    }
+}
+
+/// A gateway that was set up and enrolled.
+#[derive(Debug, Serialize)]
+struct GatewayMade {
+    gateway: Did,
+    /// Where agents reach it, `host:port`.
+    udp: Vec<String>,
+    config_file: PathBuf,
+}
+
+impl Show for GatewayMade {
+    fn show(&self) -> String {
+        format!(
+            "made the gateway {}\n  {:<12}{}\n  {:<12}agentnet gateway serve --config {}",
+            self.gateway,
+            "reached at",
+            list(&self.udp),
+            "next",
+            self.config_file.display(),
+        )
+    }
+}
+
+impl Show for GatewayStatus {
+    fn show(&self) -> String {
+        let mut parts = vec![format!(
+            "gateway {}\n  {} networks, {} agents attached, {} attaching, {} routes\n  forwarded {} frames, {}",
+            self.gateway,
+            self.networks,
+            self.attached,
+            self.attaching,
+            self.routes,
+            self.forwarded_frames,
+            bytes(self.forwarded_bytes),
+        )];
+        let mut table = Table::new(["AGENT", "ENDPOINT", "STATE", "NETWORK"]);
+        for attachment in &self.attachments {
+            let state = if attachment.stale {
+                "silent"
+            } else {
+                "attached"
+            };
+            table.row([
+                attachment.agent.to_string(),
+                attachment.endpoint.to_string(),
+                state.to_owned(),
+                attachment.network.to_string(),
+            ]);
+        }
+        parts.push(table.text("no agent is attached"));
+        if !self.drops.is_empty() {
+            let drops = self.drops.iter().map(|(reason, n)| format!("{reason} {n}"));
+            parts.push(format!("dropped: {}", drops.collect::<Vec<_>>().join(", ")));
+        }
+        parts.join("\n\n")
+    }
+}

@@ -1,0 +1,65 @@
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::output::Show;
+use crate::cli::values::Secret;
+use crate::config::Flags;
+use crate::id::MemberName;
+use crate::node::alone;
+use crate::os::clock;
+use crate::statement::token::JoinToken;
+use crate::wire::api::local::{JoinRequest, Joined};
+
+/// Join a network by a token
+#[derive(Args, Debug)]
+pub(super) struct JoinArgs {
+    /// Read the join token from FILE, or from standard input when it is - [env: AGENTNET_TOKEN
+    /// carries the token itself]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "AGENTNET_TOKEN_FILE",
+        hide_env_values = true
+    )]
+    token_file: Option<PathBuf>,
+
+    /// Take this name [default: the token's, when it allows but one]
+    #[arg(long, value_name = "NAME")]
+    name: Option<MemberName>,
+}
+
+impl JoinArgs {
+    pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
+        let secret = Secret::of("--token-file", self.token_file, "AGENTNET_TOKEN")?;
+        let request = JoinRequest {
+            token: secret.read()?,
+            name: self.name,
+        };
+        let client = context.client()?;
+        let joined = if client.is_up() {
+            client.post::<Joined>("/v1/join", &request).await?
+        } else {
+            let token = request.token.parse::<JoinToken>()?;
+            let config = context.node_config(Flags::default())?;
+            alone::join(&config, &token, request.name, clock::unix()).await?
+        };
+        context.out.done(&joined)
+    }
+}
+
+impl Show for Joined {
+    fn show(&self) -> String {
+        let next = if self.running {
+            "agentnet trust request NAME"
+        } else {
+            "agentnet up"
+        };
+        format!(
+            "joined {} as {}\n  {:<12}{}\n  {:<12}{}\n  {:<12}{next}",
+            self.network, self.name, "address", self.address, "id", self.id, "next",
+        )
+    }
+}

@@ -1,0 +1,194 @@
+//! The command line.
+
+mod client;
+mod context;
+mod daemon;
+mod dev;
+mod down;
+mod failure;
+mod gateway;
+mod join;
+mod leave;
+mod network;
+mod output;
+mod peers;
+mod ping;
+mod registry;
+mod status;
+mod text;
+mod token;
+mod trust;
+mod up;
+mod values;
+mod version;
+mod whois;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::runtime::Builder;
+
+use crate::cli::context::{Context, Global};
+use crate::cli::failure::{Exit, Failure};
+
+/// A virtual network card for AI agents: stable IPv6 address, name and encrypted, consented
+/// connectivity
+#[derive(Debug, Parser)]
+#[command(
+    name = "agentnet",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(disable_help_subcommand = true, subcommand_required = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 denied, 4 not found, 5 unreachable"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Dev(dev::DevArgs),
+    Down(down::DownArgs),
+    Gateway(gateway::GatewayArgs),
+    Join(join::JoinArgs),
+    Leave(leave::LeaveArgs),
+    Network(network::NetworkArgs),
+    Peers(peers::PeersArgs),
+    Ping(ping::PingArgs),
+    Registry(registry::RegistryArgs),
+    Status(status::StatusArgs),
+    Token(token::TokenArgs),
+    Trust(trust::TrustArgs),
+    Up(up::UpArgs),
+    Version(version::VersionArgs),
+    Whois(whois::WhoisArgs),
+}
+
+/// The local agent a command is about.
+#[derive(Args, Debug)]
+struct AgentArg {
+    /// Choose the local agent by name, when this node carries several
+    #[arg(long, global = true, value_name = "NAME")]
+    agent: Option<String>,
+}
+
+/// Runs the command that was typed.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help that nobody reads to its end is no failure.
+            drop(error.print());
+            return u8::try_from(error.exit_code())
+                .map_or_else(|_| Exit::Usage.into(), ExitCode::from);
+        }
+    };
+    match run(cli) {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            output::complain(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let context = Context::new(cli.global);
+    let mut runtime = if cli.command.is_daemon() {
+        Builder::new_multi_thread()
+    } else {
+        Builder::new_current_thread()
+    };
+    let runtime = runtime
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Failed, format!("cannot start: {e}")))?;
+    runtime.block_on(dispatch(cli.command, &context))
+}
+
+impl Command {
+    /// Tells whether the command runs until it is stopped.
+    const fn is_daemon(&self) -> bool {
+        match self {
+            Self::Gateway(args) => args.is_daemon(),
+            Self::Registry(args) => args.is_daemon(),
+            Self::Dev(_) | Self::Up(_) => true,
+            Self::Down(_)
+            | Self::Join(_)
+            | Self::Leave(_)
+            | Self::Network(_)
+            | Self::Peers(_)
+            | Self::Ping(_)
+            | Self::Status(_)
+            | Self::Token(_)
+            | Self::Trust(_)
+            | Self::Version(_)
+            | Self::Whois(_) => false,
+        }
+    }
+}
+
+async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::Dev(args) => args.run(context).await,
+        Command::Down(args) => args.run(context).await,
+        Command::Gateway(args) => args.run(context).await,
+        Command::Join(args) => args.run(context).await,
+        Command::Leave(args) => args.run(context).await,
+        Command::Network(args) => args.run(context).await,
+        Command::Peers(args) => args.run(context).await,
+        Command::Ping(args) => args.run(context).await,
+        Command::Registry(args) => args.run(context).await,
+        Command::Status(args) => args.run(context).await,
+        Command::Token(args) => args.run(context).await,
+        Command::Trust(args) => args.run(context).await,
+        Command::Up(args) => args.run(context).await,
+        Command::Version(args) => args.run(context).await,
+        Command::Whois(args) => args.run(context).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn every_command(command: &clap::Command, found: &mut Vec<clap::Command>) {
+        found.push(command.clone());
+        for inner in command.get_subcommands() {
+            every_command(inner, found);
+        }
+    }
+
+    #[test]
+    fn every_command_and_option_is_documented() {
+        Cli::command().debug_assert();
+        let mut commands = Vec::new();
+        every_command(&Cli::command(), &mut commands);
+
+        for command in commands {
+            let name = command.get_name();
+            let about = command.get_about().map(ToString::to_string);
+            let about = about.unwrap_or_default();
+            assert!(
+                !about.is_empty() && !about.ends_with('.'),
+                "{name}: {about:?}"
+            );
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string);
+                let help = help.unwrap_or_default();
+                let id = argument.get_id();
+                assert!(
+                    !help.is_empty() && !help.ends_with('.'),
+                    "{name} {id}: {help:?}"
+                );
+            }
+        }
+    }
+}

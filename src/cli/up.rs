@@ -1,0 +1,82 @@
+use clap::{Args, ValueEnum};
+
+use crate::cli::context::Context;
+use crate::cli::daemon;
+use crate::cli::failure::Failure;
+use crate::config::{DnsMode, Flags, PathMode};
+use crate::node::daemon::run;
+
+/// Run the node: its agents' network devices, names and encrypted paths
+#[derive(Args, Debug)]
+pub(super) struct UpArgs {
+    #[command(flatten)]
+    node: NodeFlags,
+}
+
+/// Settings of a node that flags may give.
+#[derive(Args, Debug)]
+pub(super) struct NodeFlags {
+    /// Tell the host's programs of the node's resolver in this way [default: resolv-conf]
+    #[arg(long, value_name = "MODE", value_enum)]
+    dns: Option<Dns>,
+
+    /// Take these ways to peers; relay and hidden tell no peer where this host is [default: auto]
+    #[arg(long, value_name = "MODE", value_enum)]
+    path: Option<Way>,
+
+    /// Listen on this UDP port for encrypted packets; 0 takes any free one [default: 16200]
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+}
+
+/// What --dns may say.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dns {
+    /// Leave the host alone; the resolver answers at the agent's address, port 53
+    None,
+    /// Put the resolver into /etc/resolv.conf until the node stops
+    ResolvConf,
+}
+
+/// What --path may say.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Way {
+    /// The best: directly where the networks between allow it, else by the gateway
+    Auto,
+    /// Data directly or not at all
+    Direct,
+    /// Like relay, and what a peer sends directly is ignored
+    Hidden,
+    /// By the gateway only
+    Relay,
+}
+
+impl UpArgs {
+    pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
+        let config = context.node_config(self.node.flags())?;
+        daemon::start_log(config.log, context)?;
+        let stop = daemon::stop_asked()?;
+        run(config, stop, daemon::tell_ready).await?;
+        Ok(())
+    }
+}
+
+impl NodeFlags {
+    pub(super) fn flags(&self) -> Flags {
+        let mut flags = Flags::default();
+        let mode = self.dns.map(|dns| match dns {
+            Dns::None => DnsMode::None.as_str(),
+            Dns::ResolvConf => DnsMode::ResolvConf.as_str(),
+        });
+        flags.set("dns.mode", mode);
+        let path = self.path.map(|way| match way {
+            Way::Auto => PathMode::Auto.as_str(),
+            Way::Direct => PathMode::Direct.as_str(),
+            Way::Hidden => PathMode::Hidden.as_str(),
+            Way::Relay => PathMode::Relay.as_str(),
+        });
+        flags.set("path.mode", path);
+        flags.set("udp.port", self.port.map(i64::from));
+        flags
+    }
+}

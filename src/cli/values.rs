@@ -1,0 +1,174 @@
+//! What may be typed after an option, and what it means.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use crate::cli::failure::{Exit, Failure};
+use crate::os::files;
+use crate::statement::Protocol;
+
+/// Longest time an option takes; ten years.
+const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Parses `90s`, `30m`, `1h`, `7d` or `2w`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        "" => {
+            return Err(format!(
+                "no unit (write {text}s, {text}m, {text}h or {text}d)"
+            ));
+        }
+        unit => return Err(format!("`{unit}` is not a unit (s, m, h, d or w)")),
+    };
+    let number = digits
+        .parse::<u64>()
+        .map_err(|_| "not a whole number and a unit, as 90s, 30m, 1h or 7d".to_owned())?;
+    let value = Duration::from_secs(number.saturating_mul(unit));
+    if value.is_zero() {
+        return Err("must be more than nothing".to_owned());
+    }
+    if value > MAX_DURATION {
+        return Err("must be at most ten years".to_owned());
+    }
+    Ok(value)
+}
+
+/// A TCP port as `tcp/8000`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct TcpPort(pub(super) u16);
+
+impl FromStr for TcpPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = text.strip_prefix("tcp/").and_then(|p| p.parse().ok());
+        match port {
+            Some(port) if port > 0 => Ok(Self(port)),
+            Some(_) | None => Err(format!("expected {}/PORT, as tcp/8000", Protocol::Tcp)),
+        }
+    }
+}
+
+/// Where a secret comes from: never the command line, which every process of the host can read.
+#[derive(Clone, Debug)]
+pub(super) enum Secret {
+    File(PathBuf),
+    Stdin,
+    /// The text, from the environment.
+    Given(String),
+}
+
+impl Secret {
+    /// Decides between what an option named and what the environment holds.
+    pub(super) fn of(
+        option: &str,
+        named: Option<PathBuf>,
+        variable: &str,
+    ) -> Result<Self, Failure> {
+        let Some(path) = named else {
+            let given = std::env::var(variable).ok().filter(|v| !v.is_empty());
+            let missing = || {
+                Failure::usage(format!("no token: {option} FILE is needed")).hint(format!(
+                    "{option} - reads standard input; {variable} in the environment works too"
+                ))
+            };
+            return given.map(Self::Given).ok_or_else(missing);
+        };
+        let text = path.as_os_str().as_encoded_bytes();
+        if text.starts_with(b"agn1_") || text.starts_with(b"agno1_") {
+            return Err(Failure::usage(format!("{option} takes a file, not the token itself"))
+                .hint("every process of this host can read a command line: put the token into a file, or pass - and standard input"));
+        }
+        if text == b"-" {
+            return Ok(Self::Stdin);
+        }
+        Ok(Self::File(path))
+    }
+
+    /// Reads the secret; blocks on standard input.
+    pub(super) fn read(&self) -> Result<String, Failure> {
+        let text = match self {
+            Self::File(path) => files::read_text(path)?,
+            Self::Given(text) => text.trim().to_owned(),
+            Self::Stdin => {
+                let stdin = io::stdin();
+                if stdin.is_terminal() {
+                    crate::cli::output::Output {
+                        json: false,
+                        quiet: false,
+                    }
+                    .note("Paste the token, then press Enter and Ctrl-D:");
+                }
+                files::read_text_from(stdin.lock()).map_err(|error| {
+                    Failure::new(Exit::Failed, format!("cannot read standard input: {error}"))
+                })?
+            }
+        };
+        if text.is_empty() {
+            return Err(Failure::new(Exit::Failed, "the token is empty"));
+        }
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_a_number_with_a_unit() {
+        for (text, secs) in [
+            ("90s", 90),
+            ("30m", 1800),
+            ("1h", 3600),
+            ("90d", 7_776_000),
+            ("2w", 1_209_600),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(secs)), "{text}");
+        }
+        assert_eq!(
+            duration("90").unwrap_err(),
+            "no unit (write 90s, 90m, 90h or 90d)"
+        );
+        for text in [
+            "",
+            "h",
+            "1.5h",
+            "-1h",
+            "1y",
+            "0s",
+            "1h30m",
+            "99999999999999999999d",
+            "4000d",
+            "1é",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_names_its_protocol() {
+        assert_eq!("tcp/8000".parse(), Ok(TcpPort(8000)));
+        for text in ["8000", "tcp/0", "tcp/", "udp/53", "tcp/65536"] {
+            assert!(text.parse::<TcpPort>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_token_on_the_command_line_is_refused_and_not_repeated() {
+        let failure = Secret::of("--token-file", Some("agn1_secret".into()), "NONE").unwrap_err();
+
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(!format!("{failure:?}").contains("secret"));
+    }
+}

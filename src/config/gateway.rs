@@ -1,0 +1,208 @@
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{LogSettings, Settings};
+
+/// The gateway's UDP port: the one after a node's, so that both run on one host.
+const UDP_PORT: u16 = 16201;
+
+/// Endpoints an agent is told of; more are not tried (protocol.md section 3).
+const MAX_ADVERTISED: usize = 8;
+
+/// Three heartbeats of 25 s: two may be lost.
+const LEASE: u64 = 75; // seconds
+
+/// What an Ethernet carries over IPv6: 1500 bytes without IPv6 and UDP headers.
+const MTU: u16 = 1452; // bytes of UDP payload
+
+/// A relayed 1280-byte packet: IPv6 minimum, WireGuard and A2G headers around it.
+const MIN_MTU: u16 = 1280 + 32 + 56; // bytes of UDP payload
+
+/// What `gateway.toml` may say.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct GatewaySettings {
+    /// Where keys and what outlives a restart are kept; None means the default place (`os::paths`).
+    pub state: Option<PathBuf>,
+    pub udp: GatewayUdpSettings,
+    pub attach: AttachSettings,
+    pub log: LogSettings,
+}
+
+/// The sockets towards agents.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct GatewayUdpSettings {
+    /// Addresses to listen on, at most one of each IP version. A host with several addresses of a
+    /// version names the one agents use, so that answers come from it.
+    pub listen: Vec<SocketAddr>,
+    /// `host:port` by which agents reach the gateway, best first; empty means the listening
+    /// addresses, which are then no wildcards.
+    pub advertise: Vec<String>,
+    /// Free text by which agents may prefer near gateways; None says nothing.
+    pub region: Option<String>,
+    /// Largest frame agents are asked to send, in bytes of UDP payload.
+    pub mtu: u16,
+}
+
+impl Default for GatewayUdpSettings {
+    fn default() -> Self {
+        let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        Self {
+            listen: any.map(|ip| SocketAddr::new(ip, UDP_PORT)).to_vec(),
+            advertise: Vec::new(),
+            region: None,
+            mtu: MTU,
+        }
+    }
+}
+
+/// How many agents may attach, and how fast.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct AttachSettings {
+    /// Seconds of silence after which an agent is taken for gone; after twice that it is removed.
+    pub lease: u64,
+    /// Agents attached at once.
+    pub max_agents: usize,
+    /// Agents whose handshake is under way at once; each costs 11 KB.
+    pub max_handshakes: usize,
+    /// Handshakes a second beyond which every agent must first prove its address by a cookie.
+    pub handshakes_per_second: u32,
+    /// Handshakes a second from one IPv4 address or IPv6 /64: all agents behind one router.
+    pub handshakes_per_source: u32,
+    /// Handshakes at once from one such source.
+    pub burst_per_source: u32,
+}
+
+impl Default for AttachSettings {
+    fn default() -> Self {
+        Self {
+            lease: LEASE,
+            max_agents: 100_000,
+            max_handshakes: 2048,
+            // A handshake takes 0.3 ms of one core: an eighth of it.
+            handshakes_per_second: 400,
+            // A node of 1,000 agents is back within seconds of a restart.
+            handshakes_per_source: 200,
+            burst_per_source: 1000,
+        }
+    }
+}
+
+impl Settings for GatewaySettings {
+    const ENV: &'static str = "AGENTNET_GATEWAY_";
+    const KEYS: &'static [&'static str] = &[
+        "state",
+        "udp.listen",
+        "udp.advertise",
+        "udp.region",
+        "udp.mtu",
+        "attach.lease",
+        "attach.max_agents",
+        "attach.max_handshakes",
+        "attach.handshakes_per_second",
+        "attach.handshakes_per_source",
+        "attach.burst_per_source",
+        "log.level",
+        "log.format",
+    ];
+
+    fn check(&self) -> Result<(), String> {
+        let listen = &self.udp.listen;
+        let v4 = listen.iter().filter(|at| at.is_ipv4()).count();
+        let attach = &self.attach;
+        let least = [
+            u64::from(attach.handshakes_per_second),
+            u64::from(attach.handshakes_per_source),
+            u64::from(attach.burst_per_source),
+            attach.max_agents as u64,
+            attach.max_handshakes as u64,
+        ];
+        let faults = [
+            (
+                listen.is_empty() || v4 > 1 || listen.len() - v4 > 1,
+                "udp.listen has one address, or one of each IP version",
+            ),
+            (
+                self.udp.advertise.len() > MAX_ADVERTISED,
+                "udp.advertise has at most 8 endpoints",
+            ),
+            (
+                !(MIN_MTU..).contains(&self.udp.mtu),
+                "udp.mtu is at least 1368, which relays a 1280-byte packet",
+            ),
+            (
+                !(30..=3600).contains(&attach.lease),
+                "attach.lease is 30 to 3600 seconds (agents send a heartbeat every 25)",
+            ),
+            (least.contains(&0), "the limits of [attach] are at least 1"),
+        ];
+        let fault = faults.into_iter().find(|(bad, _)| *bad);
+        fault.map_or(Ok(()), |(_, text)| Err(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, load};
+
+    #[test]
+    fn the_defaults_are_sound() {
+        let settings: GatewaySettings = load(None, &|_| None, Flags::default()).unwrap();
+
+        assert_eq!(settings, GatewaySettings::default());
+        assert_eq!(settings.udp.listen.len(), 2);
+    }
+
+    #[test]
+    fn every_key_is_a_setting() {
+        let value = toml::Value::try_from(GatewaySettings {
+            state: Some("/s".into()),
+            udp: GatewayUdpSettings {
+                region: Some("eu".to_owned()),
+                ..Default::default()
+            },
+            ..Default::default()
+        });
+        let value = value.unwrap();
+        let mut keys = vec![];
+        for (name, value) in value.as_table().unwrap() {
+            match value.as_table() {
+                Some(section) => keys.extend(section.keys().map(|key| format!("{name}.{key}"))),
+                None => keys.push(name.clone()),
+            }
+        }
+        keys.sort();
+        let mut known = GatewaySettings::KEYS.to_vec();
+        known.sort_unstable();
+
+        assert_eq!(keys, known);
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let twice = vec![
+            "192.0.2.1:1".parse().unwrap(),
+            "192.0.2.2:1".parse().unwrap(),
+        ];
+        let changes: [&dyn Fn(&mut GatewaySettings); 5] = [
+            &|s| s.udp.listen.clone_from(&twice),
+            &|s| s.udp.listen.clear(),
+            &|s| s.udp.mtu = 1280,
+            &|s| s.attach.lease = 20,
+            &|s| s.attach.max_agents = 0,
+        ];
+
+        for change in changes {
+            let mut settings = GatewaySettings::default();
+            change(&mut settings);
+            assert!(settings.check().is_err(), "{settings:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Settings;
+use crate::id::Suffix;
+
+/// The node's UDP port: fixed, so that a peer's last known endpoint survives a restart, and below
+/// the range the kernel hands to outgoing sockets (32768 on Linux), which could have it in use.
+const UDP_PORT: u16 = 16200;
+
+/// What `agentnet.toml` may say.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeSettings {
+    /// None means the default place (`os::paths`).
+    pub state: Option<PathBuf>,
+    /// None means the place that belongs to the state directory.
+    pub socket: Option<PathBuf>,
+    pub suffix: Suffix,
+    pub udp: UdpSettings,
+    pub dns: DnsSettings,
+    pub path: PathSettings,
+    pub log: LogSettings,
+}
+
+/// The socket towards the underlay.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UdpSettings {
+    /// For IPv4 and IPv6; 0 takes any free one.
+    pub port: u16,
+}
+
+impl Default for UdpSettings {
+    fn default() -> Self {
+        Self { port: UDP_PORT }
+    }
+}
+
+/// How names reach the node's resolver.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DnsSettings {
+    pub mode: DnsMode,
+}
+
+/// Who tells the host's programs of the node's resolver.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsMode {
+    /// Nobody; the resolver listens, the host's settings stay as they are.
+    None,
+    /// The node, in `/etc/resolv.conf`, restored on exit.
+    #[default]
+    ResolvConf,
+}
+
+impl DnsMode {
+    /// Returns the mode's name as settings write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::ResolvConf => "resolv-conf",
+        }
+    }
+}
+
+/// Which ways packets to peers may take.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PathSettings {
+    pub mode: PathMode,
+}
+
+/// Which paths a node wants, and so whether peers learn where it is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathMode {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// Data goes directly or not at all.
+    Direct,
+    /// Like `Relay`, and what comes directly is ignored.
+    Hidden,
+    /// Only the gateways; no peer is told an address of this host.
+    Relay,
+}
+
+impl PathMode {
+    /// Returns the mode's name as settings write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Hidden => "hidden",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+/// The least important message still logged.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// Returns the level's name as settings write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Json,
+    #[default]
+    Text,
+}
+
+impl Settings for NodeSettings {
+    const ENV: &'static str = "AGENTNET_";
+    const KEYS: &'static [&'static str] = &[
+        "state",
+        "socket",
+        "suffix",
+        "udp.port",
+        "dns.mode",
+        "path.mode",
+        "log.level",
+        "log.format",
+    ];
+}
+
+/// What the daemon runs with: settings whose places are known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeConfig {
+    pub state: PathBuf,
+    pub socket: PathBuf,
+    pub suffix: Suffix,
+    /// UDP port of the underlay.
+    pub port: u16,
+    pub dns: DnsMode,
+    pub path: PathMode,
+    pub log: LogSettings,
+}
+
+impl NodeConfig {
+    /// Completes settings by the places they left to the machine.
+    pub fn new(settings: NodeSettings, state: PathBuf, socket: PathBuf) -> Self {
+        Self {
+            state,
+            socket,
+            suffix: settings.suffix,
+            port: settings.udp.port,
+            dns: settings.dns.mode,
+            path: settings.path.mode,
+            log: settings.log,
+        }
+    }
+}

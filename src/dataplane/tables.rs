@@ -1,0 +1,28 @@
+use std::collections::BTreeMap;
+
+use crate::id::OverlayIp;
+use crate::policy::Pair;
+use crate::statement::Scope;
+
+/// A network namespace in which agents of this node live; its TUNs are interchangeable for the
+/// kernel's routing, those of another realm never are.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Realm(pub u32);
+
+/// All the worker decides by, published whole by the engine.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// Rises with every publication.
+    pub epoch: u64,
+    /// The agents of this node, and where each lives.
+    pub locals: BTreeMap<OverlayIp, Realm>,
+    /// Who may be spoken with.
+    pub peers: BTreeMap<Pair, PeerEntry>,
+}
+
+/// One installed peer of one local agent.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PeerEntry {
+    /// What the peer may reach; all must allow it, and an empty list allows nothing but replies.
+    pub inbound: Vec<Scope>,
+}

@@ -1,0 +1,74 @@
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::id::{FullName, OverlayIp, UnixTime};
+use crate::wire::drop::{Counters, DropReason};
+
+/// Both clocks at one moment; every input of the engine carries them.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    pub now: Instant,
+    pub unix: UnixTime,
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Transmit {
+    pub to: SocketAddr,
+    pub bytes: Vec<u8>,
+}
+
+/// A decrypted packet for an agent's TUN; the inbound filter has not seen it yet.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Packet {
+    pub local: OverlayIp,
+    pub peer: OverlayIp,
+    pub bytes: Vec<u8>,
+}
+
+/// What the engine tells its driver.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// What must not be forgotten changed: write it before anything else of this batch goes out.
+    Changed,
+    /// A gateway's endpoints are needed, as names or addresses.
+    Gateway { local: OverlayIp },
+    /// Statements wait for the registry.
+    Outbox { local: OverlayIp },
+    /// A request waits for a person.
+    Pending { local: OverlayIp, from: FullName },
+    /// A probe of ours was answered.
+    Pong {
+        local: OverlayIp,
+        id: u64,
+        rtt: Duration,
+    },
+    /// Who may talk changed: publish the tables.
+    Tables,
+}
+
+/// What came out of one input, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Out {
+    pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) packets: VecDeque<Packet>,
+    pub(crate) injections: VecDeque<(OverlayIp, Vec<u8>)>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) counters: Counters,
+}
+
+impl Out {
+    /// Adds an event unless it waits already: most are reminders to look.
+    pub(crate) fn event(&mut self, event: Event) {
+        if !self.events.contains(&event) {
+            self.events.push_back(event);
+        }
+    }
+
+    pub(crate) fn drop(&mut self, reason: DropReason) {
+        self.counters.count(reason);
+    }
+}

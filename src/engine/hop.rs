@@ -1,0 +1,238 @@
+//! The agent's end of the hop to a gateway: keys, counters and liveness of an attachment that holds.
+
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use crate::engine::window::ReplayWindow;
+use crate::id::OverlayIp;
+use crate::wire::a2g::{Direction, HEADER, Header, HopKeys, Kind, MAX_FRAMES, Reset};
+use crate::wire::control::Attached;
+use crate::wire::drop::DropReason;
+
+/// Silence after which the gateway is asked whether it is there (protocol.md section 5), which also
+/// keeps NAT mappings (RFC 4787 section 4.3 REQ-5: two minutes; 30 s is seen in the wild).
+const HEARTBEAT: Duration = Duration::from_secs(25);
+
+/// The same when something was sent and nothing came back, as from a gateway that died.
+const DOUBT: Duration = Duration::from_secs(3);
+
+/// Wait for the answer to a heartbeat, and how many go unanswered before the gateway is given up.
+const ANSWER: Duration = Duration::from_secs(1);
+const UNANSWERED: u32 = 3;
+
+/// How long a hop's secret is used (protocol.md section 5).
+const LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// Frames left when a new attachment is made.
+const SPARE_FRAMES: u64 = 1 << 32;
+
+/// A payload for the agent, and whom the gateway says it is from; the session inside proves it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Received {
+    pub source: OverlayIp,
+    pub target: OverlayIp,
+    /// Where in the datagram the payload is.
+    pub payload: Range<usize>,
+}
+
+/// The agent's end of an attachment that holds.
+#[derive(Debug)]
+pub struct Hop {
+    up: u32,
+    down: u32,
+    keys_up: HopKeys,
+    keys_down: HopKeys,
+    reset_token: [u8; 16],
+    window: ReplayWindow,
+    next: u64,
+    endpoint: SocketAddr,
+    observed: SocketAddr,
+    lease: Duration,
+    mtu: u16,
+    renew: Instant,
+    last_sent: Instant,
+    last_received: Instant,
+    /// When the first frame since the last one received was sent; None when none was.
+    waiting_since: Option<Instant>,
+    /// When the last heartbeat was sent.
+    asked: Instant,
+    /// Heartbeats since the last frame received.
+    unanswered: u32,
+    frames_sent: u64,
+    frames_received: u64,
+}
+
+impl Hop {
+    /// Makes the hop of an answer to Attach; it is renewed `early` before its secret ends.
+    pub fn new(attached: &Attached, endpoint: SocketAddr, early: Duration, now: Instant) -> Self {
+        Self {
+            up: attached.up,
+            down: attached.down,
+            keys_up: HopKeys::derive(&attached.secret, Direction::Up),
+            keys_down: HopKeys::derive(&attached.secret, Direction::Down),
+            reset_token: attached.reset_token,
+            window: ReplayWindow::new(),
+            next: 0,
+            endpoint,
+            observed: attached.observed,
+            lease: Duration::from_secs(u64::from(attached.lease)),
+            mtu: attached.mtu,
+            renew: now + LIFE.saturating_sub(early),
+            last_sent: now,
+            last_received: now,
+            waiting_since: None,
+            asked: now,
+            unanswered: 0,
+            frames_sent: 0,
+            frames_received: 0,
+        }
+    }
+
+    /// Returns the id in frames to the gateway.
+    pub const fn up(&self) -> u32 {
+        self.up
+    }
+
+    /// Returns the id in frames from the gateway.
+    pub const fn down(&self) -> u32 {
+        self.down
+    }
+
+    /// Returns where the gateway is.
+    pub const fn endpoint(&self) -> SocketAddr {
+        self.endpoint
+    }
+
+    /// Returns where the gateway saw the agent when it attached.
+    pub const fn observed(&self) -> SocketAddr {
+        self.observed
+    }
+
+    /// Returns the largest frame the gateway asks for.
+    pub const fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Returns when the last authentic frame of the gateway came.
+    pub const fn last_received(&self) -> Instant {
+        self.last_received
+    }
+
+    /// Returns how many frames with payload went to and came from the gateway.
+    pub const fn frames(&self) -> (u64, u64) {
+        (self.frames_sent, self.frames_received)
+    }
+
+    /// Wraps a payload; None when the hop's frames are used up.
+    pub fn wrap(
+        &mut self,
+        source: OverlayIp,
+        target: OverlayIp,
+        payload: &[u8],
+        now: Instant,
+    ) -> Option<(SocketAddr, Vec<u8>)> {
+        let header = Header::data(self.up, self.next_message()?, target, source);
+        self.last_sent = now;
+        self.waiting_since.get_or_insert(now);
+        self.frames_sent += 1;
+        Some((self.endpoint, header.frame(&self.keys_up, payload)))
+    }
+
+    /// Makes a frame without payload.
+    pub fn signal(
+        &mut self,
+        kind: Kind,
+        source: OverlayIp,
+        gateway: OverlayIp,
+        now: Instant,
+    ) -> Option<(SocketAddr, Vec<u8>)> {
+        let header = Header::data(self.up, self.next_message()?, gateway, source).of_kind(kind);
+        self.last_sent = now;
+        if kind == Kind::Heartbeat {
+            self.asked = now;
+            self.unanswered += 1;
+        }
+        Some((self.endpoint, header.frame(&self.keys_up, &[])))
+    }
+
+    /// Opens a frame of the gateway to `agent`.
+    pub fn open(
+        &mut self,
+        frame: &[u8],
+        agent: OverlayIp,
+        now: Instant,
+    ) -> Result<Header, DropReason> {
+        let header = Header::open(&self.keys_down, frame).map_err(|_| DropReason::FrameTag)?;
+        if header.hop != self.down {
+            return Err(DropReason::FrameHopUnknown);
+        }
+        self.window
+            .take(header.message)
+            .ok_or(DropReason::FrameReplayed)?;
+        self.last_received = now;
+        self.waiting_since = None;
+        self.unanswered = 0;
+        if header.target != agent.ip() || header.prefix_len != 128 {
+            return Err(DropReason::FrameTarget);
+        }
+        Ok(header)
+    }
+
+    /// Returns what an opened frame brought.
+    pub fn received(&mut self, header: &Header, frame: &[u8]) -> Result<Received, DropReason> {
+        self.frames_received += 1;
+        Ok(Received {
+            source: OverlayIp::new(header.source).map_err(|_| DropReason::FrameSource)?,
+            target: OverlayIp::new(header.target).map_err(|_| DropReason::FrameTarget)?,
+            payload: HEADER..frame.len(),
+        })
+    }
+
+    /// Tells whether a Reset is the gateway's own about this hop.
+    pub fn is_reset_by(&self, reset: &Reset) -> bool {
+        reset.hop == self.up && reset.proves(&self.reset_token)
+    }
+
+    /// Tells whether the gateway is to be asked whether it is there.
+    pub fn is_heartbeat_due(&self, now: Instant) -> bool {
+        now >= self.heartbeat_at()
+    }
+
+    /// Tells whether the gateway is gone, or has taken the agent for gone.
+    pub fn is_lost(&self, now: Instant) -> bool {
+        let silent = self.unanswered >= UNANSWERED && now >= self.asked + ANSWER;
+        silent || now >= self.last_sent + self.lease * 2
+    }
+
+    /// Tells whether the secret comes to its end and a new attachment is due.
+    pub fn is_worn(&self, now: Instant) -> bool {
+        now >= self.renew || self.next >= MAX_FRAMES - SPARE_FRAMES
+    }
+
+    /// Returns when something is due and why; `renewing` when a new attachment is being made.
+    pub fn poll_timeout(&self, renewing: bool) -> (Instant, &'static str) {
+        let heartbeat = (self.heartbeat_at(), "gateway heartbeat");
+        let renewal = (!renewing).then_some((self.renew, "gateway renewal"));
+        renewal.map_or(heartbeat, |renewal| heartbeat.min(renewal))
+    }
+
+    fn heartbeat_at(&self) -> Instant {
+        if self.unanswered > 0 {
+            return self.asked + ANSWER;
+        }
+        let idle = self.last_sent.min(self.last_received) + HEARTBEAT;
+        self.waiting_since.map_or(idle, |at| idle.min(at + DOUBT))
+    }
+
+    fn next_message(&mut self) -> Option<u64> {
+        let message = self.next;
+        if message >= MAX_FRAMES {
+            return None;
+        }
+        self.next += 1;
+        Some(message)
+    }
+}

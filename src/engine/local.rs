@@ -1,0 +1,401 @@
+mod ways;
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+
+use crate::engine::{
+    attach::{Attachment, Inbound},
+    event::{Event, Out, Packet, Time, Transmit},
+    membership::{Membership, Refused, Trusted},
+    path::{Mode, Path},
+    peer::{Peer, PeerConfig, PeerOutput},
+};
+use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime};
+use crate::wire::{
+    control::{self, Control},
+    drop::DropReason,
+};
+
+/// Probes of ours that may be unanswered at once.
+const MAX_PROBES: usize = 64;
+
+/// One agent of this node in one network, at work: its membership, attachment and peers.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) membership: Membership,
+    pub(crate) address: OverlayIp,
+    /// Our whole name, kept since finding it checks signatures.
+    pub(crate) name: FullName,
+    /// None until a gateway is known.
+    pub(crate) attachment: Option<Attachment>,
+    /// The gateway attached to and its tunnel key; None until one is known.
+    pub(crate) gateway: Option<(Did, TunnelKey)>,
+    /// When the attachment was last made or lost; None until a gateway is known.
+    pub(crate) gateway_since: Option<Instant>,
+    pub(crate) peers: BTreeMap<OverlayIp, Peer>,
+    probes: BTreeMap<u64, (OverlayIp, Instant)>,
+    mode: Mode,
+    /// Where our interfaces are.
+    hosts: Vec<SocketAddr>,
+    /// Where the gateway last saw us; None before the first attachment in this network.
+    reflexive: Option<SocketAddr>,
+    /// Our id of the hop that told; None before the first attachment.
+    told_by: Option<u32>,
+    /// Whether the gateway carried frames when paths were last told.
+    had_relay: bool,
+}
+
+impl Local {
+    pub(crate) const fn new(
+        membership: Membership,
+        address: OverlayIp,
+        name: FullName,
+        mode: Mode,
+    ) -> Self {
+        Self {
+            membership,
+            address,
+            name,
+            attachment: None,
+            gateway: None,
+            gateway_since: None,
+            peers: BTreeMap::new(),
+            probes: BTreeMap::new(),
+            mode,
+            hosts: Vec::new(),
+            reflexive: None,
+            told_by: None,
+            had_relay: false,
+        }
+    }
+
+    /// Brings the installed peers in line with trust; `fresh` makes an unused session index and a
+    /// seed.
+    ///
+    /// Tells whether who may talk, or about what, changed.
+    pub(crate) fn install(
+        &mut self,
+        time: Time,
+        mut fresh: impl FnMut() -> (u32, [u8; 32]),
+        released: &mut Vec<u32>,
+    ) -> bool {
+        let trusted = self.membership.trusted(time.unix);
+        let mut changed = false;
+        let keep = trusted
+            .iter()
+            .map(|t| (t.member.address, t.tunnel))
+            .collect::<BTreeMap<_, _>>();
+        self.peers.retain(|address, peer| {
+            let stays = keep.get(address) == Some(&peer.trusted().tunnel);
+            if !stays {
+                released.push(peer.index());
+                changed = true;
+            }
+            stays
+        });
+        for trusted in trusted {
+            changed |= self.install_one(trusted, time.now, &mut fresh);
+        }
+        changed
+    }
+
+    fn install_one(
+        &mut self,
+        trusted: Trusted,
+        now: Instant,
+        fresh: &mut impl FnMut() -> (u32, [u8; 32]),
+    ) -> bool {
+        let address = trusted.member.address;
+        // Of two identities claiming one tunnel key, the one that is installed keeps it.
+        let taken = self
+            .peers
+            .values()
+            .any(|peer| peer.trusted().tunnel == trusted.tunnel && peer.address() != address);
+        if taken || trusted.tunnel == self.membership.tunnel.public() {
+            return false;
+        }
+        if let Some(peer) = self.peers.get_mut(&address) {
+            let same_filter = peer.trusted().inbound == trusted.inbound;
+            peer.update(trusted);
+            return !same_filter;
+        }
+        let (index, seed) = fresh();
+        let config = PeerConfig {
+            local: self.membership.tunnel.clone(),
+            index,
+            seed,
+            mode: self.mode,
+        };
+        let mut peer = Peer::new(trusted, config, now);
+        let (candidates, is_attached) = (self.candidates(), self.is_attached());
+        // Without a session nothing goes out yet.
+        peer.with_path(now, &mut Vec::new(), |path| {
+            path.set_candidates(&candidates, now);
+            path.set_relay(is_attached, now);
+        });
+        self.peers.insert(address, peer);
+        true
+    }
+
+    /// Takes a packet of the TUN for an installed peer.
+    pub(crate) fn send(&mut self, to: OverlayIp, packet: &[u8], time: Time, out: &mut Out) {
+        let mut made = Vec::new();
+        let sent = match self.peers.get_mut(&to) {
+            Some(peer) => peer.send(packet, time.now, &mut made),
+            None => Err(DropReason::NoPeer),
+        };
+        self.carry_out(to, made, time, out);
+        if let Err(reason) = sent {
+            out.drop(reason);
+        }
+    }
+
+    /// Makes a session with `to` if there is none, as a look-up of its name does.
+    pub(crate) fn wake(&mut self, to: OverlayIp, time: Time, out: &mut Out) {
+        let mut made = Vec::new();
+        if let Some(peer) = self.peers.get_mut(&to) {
+            peer.wake(time.now, &mut made);
+        }
+        self.carry_out(to, made, time, out);
+    }
+
+    /// Sends a probe through the session; the answer comes as [`Event::Pong`].
+    pub(crate) fn probe(&mut self, to: OverlayIp, id: u64, time: Time, out: &mut Out) {
+        if self.probes.len() >= MAX_PROBES {
+            self.probes.pop_first();
+        }
+        self.probes.insert(id, (to, time.now));
+        // Path 0: the one data takes.
+        if let Some(packet) = (Control::Probe { id, path: 0 }).packet() {
+            self.send(to, &packet, time, out);
+        }
+    }
+
+    /// Takes a WireGuard message that a gateway or its receiver index says is from `from`.
+    pub(crate) fn receive(
+        &mut self,
+        from: OverlayIp,
+        way: Path,
+        message: &[u8],
+        time: Time,
+        out: &mut Out,
+    ) {
+        let Some(peer) = self.peers.get_mut(&from) else {
+            // Silence, cookies included, for everyone whose key is not installed.
+            out.drop(DropReason::NoPeer);
+            return;
+        };
+        let mut made = Vec::new();
+        if let Err(reason) = peer.receive(way, message, time.now, &mut made) {
+            out.drop(reason);
+        }
+        self.carry_out(from, made, time, out);
+    }
+
+    fn carry_out(&mut self, peer: OverlayIp, made: Vec<PeerOutput>, time: Time, out: &mut Out) {
+        for output in made {
+            match output {
+                PeerOutput::Datagram(Path::Relay, message) => {
+                    self.relay(peer, &message, time.now, out);
+                }
+                PeerOutput::Datagram(Path::Direct(to), bytes) => {
+                    out.transmits.push_back(Transmit { to, bytes });
+                }
+                PeerOutput::Packet(way, packet) if control::is_control(&packet) => {
+                    self.control(peer, way, &packet, time, out);
+                }
+                PeerOutput::Packet(_, bytes) => {
+                    out.packets.push_back(Packet {
+                        local: self.address,
+                        peer,
+                        bytes,
+                    });
+                }
+            }
+        }
+    }
+
+    fn control(&mut self, peer: OverlayIp, way: Path, packet: &[u8], time: Time, out: &mut Out) {
+        match Control::parse(packet) {
+            Some(Control::Probe { id, path }) => self.with_peer(peer, time, out, |peer, made| {
+                peer.answer((id, path), way, time.now, made);
+            }),
+            Some(Control::ProbeReply(reply)) => {
+                let asked = self.probes.get(&reply.id).filter(|(to, _)| *to == peer);
+                if let Some((_, sent)) = asked.copied() {
+                    self.probes.remove(&reply.id);
+                    out.event(Event::Pong {
+                        local: self.address,
+                        id: reply.id,
+                        rtt: time.now.saturating_duration_since(sent),
+                    });
+                    return;
+                }
+                self.with_path(peer, time, out, |path| {
+                    path.handle_reply(way, &reply, time.now);
+                });
+            }
+            Some(Control::Candidates(candidates)) => self.with_path(peer, time, out, |path| {
+                path.handle_candidates(&candidates, time.now);
+            }),
+            Some(
+                Control::Attach { .. }
+                | Control::Attached(_)
+                | Control::AttachRefused { .. }
+                | Control::Goodbye { .. }
+                | Control::Part(_),
+            ) => {}
+            None => out.drop(DropReason::ControlMalformed),
+        }
+    }
+
+    fn relay(&mut self, peer: OverlayIp, message: &[u8], now: Instant, out: &mut Out) {
+        let framed = self
+            .attachment
+            .as_mut()
+            .and_then(|a| a.wrap(peer, message, now));
+        match framed {
+            Some((to, bytes)) => out.transmits.push_back(Transmit { to, bytes }),
+            None => out.drop(DropReason::NoPath),
+        }
+    }
+
+    /// Presents our record to the gateway, as it is now.
+    pub(crate) fn present(&mut self, time: Time) -> Result<(), Refused> {
+        let record = self.membership.sign_record(self.gateways(), time.unix)?;
+        if let Some(attachment) = &mut self.attachment {
+            attachment.set_record(record.text().to_owned(), time.now);
+        }
+        Ok(())
+    }
+
+    /// Returns the gateways our record names.
+    pub(crate) fn gateways(&self) -> Vec<Did> {
+        self.gateway.iter().map(|(gateway, _)| *gateway).collect()
+    }
+
+    /// Takes a datagram of our gateway.
+    pub(crate) fn handle_gateway(
+        &mut self,
+        from: SocketAddr,
+        bytes: &[u8],
+        time: Time,
+        out: &mut Out,
+    ) {
+        let Some(attachment) = &mut self.attachment else {
+            return;
+        };
+        let before = attachment.is_attached();
+        match attachment.handle_datagram(from, bytes, time.now) {
+            Inbound::Consumed => {}
+            Inbound::Dropped(reason) => out.drop(reason),
+            Inbound::Received(received) if received.target == self.address => {
+                let message = bytes.get(received.payload).unwrap_or_default();
+                self.receive(received.source, Path::Relay, message, time, out);
+            }
+            Inbound::Received(_) => out.drop(DropReason::FrameTarget),
+        }
+        self.drain_attachment(out);
+        self.follow_attachment(time, out);
+        let is_attached = self.is_attached();
+        if before != is_attached {
+            self.gateway_since = Some(time.now);
+        }
+        if is_attached && !before {
+            self.attached(time, out);
+        }
+    }
+
+    fn is_attached(&self) -> bool {
+        self.attachment
+            .as_ref()
+            .is_some_and(Attachment::is_attached)
+    }
+
+    /// What waited for a way to the peers goes at once.
+    fn attached(&mut self, time: Time, out: &mut Out) {
+        let waiting = self
+            .peers
+            .values()
+            .filter(|p| p.is_handshaking())
+            .map(Peer::address);
+        for address in waiting.collect::<Vec<_>>() {
+            let mut made = Vec::new();
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.try_again(time.now, &mut made);
+            }
+            self.carry_out(address, made, time, out);
+        }
+    }
+
+    /// Returns when the first of the consents and chains in use ends; None without a peer.
+    pub(crate) fn next_end(&self) -> Option<UnixTime> {
+        self.peers.values().map(|peer| peer.trusted().until).min()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let peers = self.peers.values().filter_map(Peer::poll_timeout);
+        peers
+            .chain(self.attachment.as_ref().and_then(Attachment::poll_timeout))
+            .min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, time: Time, out: &mut Out) {
+        let before = self.is_attached();
+        if let Some(attachment) = &mut self.attachment {
+            attachment.handle_timeout(time.now);
+        }
+        if before && !self.is_attached() {
+            self.gateway_since = Some(time.now);
+        }
+        let due = |(address, peer): (&OverlayIp, &Peer)| {
+            peer.poll_timeout()
+                .is_some_and(|(at, _)| at <= time.now)
+                .then_some(*address)
+        };
+        let due = self.peers.iter().filter_map(due).collect::<Vec<_>>();
+        for address in due {
+            let mut made = Vec::new();
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.handle_timeout(time.now, &mut made);
+            }
+            self.carry_out(address, made, time, out);
+        }
+        self.drain_attachment(out);
+        self.follow_attachment(time, out);
+    }
+
+    /// Takes out what the attachment wants sent.
+    pub(crate) fn drain_attachment(&mut self, out: &mut Out) {
+        let Some(attachment) = &mut self.attachment else {
+            return;
+        };
+        while let Some((to, bytes)) = attachment.poll_transmit() {
+            out.transmits.push_back(Transmit { to, bytes });
+        }
+    }
+
+    /// Finds the address of a name that this agent may see: its own or an installed peer's.
+    pub(crate) fn by_name(&self, name: &FullName) -> Option<OverlayIp> {
+        if self.name == *name {
+            return Some(self.address);
+        }
+        let mut peers = self.peers.values();
+        let found = peers.find(|peer| self.full_name(&peer.trusted().member.name) == *name);
+        found.map(Peer::address)
+    }
+
+    /// Finds the name of an address that this agent may see.
+    pub(crate) fn by_address(&self, address: OverlayIp) -> Option<FullName> {
+        if address == self.address {
+            return Some(self.name.clone());
+        }
+        self.peers
+            .get(&address)
+            .map(|peer| self.full_name(&peer.trusted().member.name))
+    }
+
+    /// Completes a member name with our network and suffix.
+    pub(crate) fn full_name(&self, member: &MemberName) -> FullName {
+        member.full(self.name.network(), &self.membership.suffix)
+    }
+}

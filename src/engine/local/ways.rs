@@ -1,0 +1,146 @@
+//! What an agent's peers share of paths: candidates, the wish, and what comes directly.
+
+use std::net::SocketAddr;
+
+use crate::engine::{
+    attach::Attachment,
+    event::{Out, Time},
+    local::Local,
+    path::{Mode, PathAgent},
+    peer::{Peer, PeerOutput},
+    session::initiator,
+};
+use crate::id::OverlayIp;
+use crate::wire::candidate::{Candidate, Kind};
+
+/// What is tried first: an interface's own endpoint needs no NAT to agree.
+const HOST_PRIORITY: u32 = 2;
+const REFLEXIVE_PRIORITY: u32 = 1;
+
+impl Local {
+    /// Returns where peers may reach us directly.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let host = |endpoint: &SocketAddr| Candidate {
+            kind: Kind::Host,
+            endpoint: *endpoint,
+            priority: HOST_PRIORITY,
+        };
+        let reflexive = self.reflexive.map(|endpoint| Candidate {
+            kind: Kind::Reflexive,
+            endpoint,
+            priority: REFLEXIVE_PRIORITY,
+        });
+        // First, since what is beyond the sixteenth is left out.
+        reflexive
+            .into_iter()
+            .chain(self.hosts.iter().map(host))
+            .collect()
+    }
+
+    /// Takes where our interfaces are.
+    pub(crate) fn set_hosts(&mut self, hosts: &[SocketAddr], time: Time, out: &mut Out) {
+        self.hosts = hosts.to_vec();
+        self.tell_candidates(time, out);
+    }
+
+    /// Takes which paths our peers' data may go.
+    pub(crate) fn set_mode(&mut self, mode: Mode, time: Time, out: &mut Out) {
+        self.mode = mode;
+        self.with_all_paths(time, out, |path| path.set_mode(mode, time.now));
+    }
+
+    /// Takes that our network changed: gateway and peers are told where we are now.
+    pub(crate) fn change_network(&mut self, time: Time, out: &mut Out) {
+        if let Some(attachment) = &mut self.attachment {
+            attachment.announce(time.now);
+            attachment.renew(time.now);
+        }
+        self.drain_attachment(out);
+        self.with_all_paths(time, out, |path| path.handle_network_change(time.now));
+        // Peers leave an endpoint that is no longer named at once.
+        self.reflexive = None;
+        self.tell_candidates(time, out);
+    }
+
+    /// Lets paths know how the gateway is reached and sees us.
+    ///
+    /// What it saw last stays a candidate while it is away: the mapping may well hold.
+    pub(super) fn follow_attachment(&mut self, time: Time, out: &mut Out) {
+        let hop = self.attachment.as_ref().and_then(Attachment::hop);
+        let told = hop.map(|hop| (hop.down(), hop.observed()));
+        if let Some((id, observed)) = told.filter(|(id, _)| self.told_by != Some(*id)) {
+            self.told_by = Some(id);
+            self.reflexive = Some(observed);
+            self.tell_candidates(time, out);
+        }
+        let is_attached = self.is_attached();
+        if is_attached != self.had_relay {
+            self.had_relay = is_attached;
+            self.with_all_paths(time, out, |path| path.set_relay(is_attached, time.now));
+        }
+    }
+
+    fn tell_candidates(&mut self, time: Time, out: &mut Out) {
+        let candidates = self.candidates();
+        self.with_all_paths(time, out, |path| path.set_candidates(&candidates, time.now));
+    }
+
+    fn with_all_paths(&mut self, time: Time, out: &mut Out, tell: impl Fn(&mut PathAgent)) {
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.with_path(peer, time, out, &tell);
+        }
+    }
+
+    pub(super) fn with_path(
+        &mut self,
+        peer: OverlayIp,
+        time: Time,
+        out: &mut Out,
+        tell: impl FnOnce(&mut PathAgent),
+    ) {
+        self.with_peer(peer, time, out, |peer, made| {
+            peer.with_path(time.now, made, tell);
+        });
+    }
+
+    pub(super) fn with_peer(
+        &mut self,
+        address: OverlayIp,
+        time: Time,
+        out: &mut Out,
+        act: impl FnOnce(&mut Peer, &mut Vec<PeerOutput>),
+    ) {
+        let mut made = Vec::new();
+        if let Some(peer) = self.peers.get_mut(&address) {
+            act(peer, &mut made);
+        }
+        self.carry_out(address, made, time, out);
+    }
+
+    /// Finds the peer whose session has this index; None when we ignore what comes directly.
+    pub(crate) fn peer_by_index(&self, index: u32) -> Option<OverlayIp> {
+        let mut peers = self.direct_peers();
+        let found = peers.find(|peer| peer.index() == index >> 8);
+        found.map(Peer::address)
+    }
+
+    /// Finds the installed peer that a handshake initiation claims to be from.
+    pub(crate) fn peer_by_initiation(&self, datagram: &[u8]) -> Option<OverlayIp> {
+        self.direct_peers().next()?;
+        let key = initiator(&self.membership.tunnel, datagram)?;
+        let mut peers = self.direct_peers();
+        let found = peers.find(|peer| peer.trusted().tunnel == key);
+        found.map(Peer::address)
+    }
+
+    fn direct_peers(&self) -> impl Iterator<Item = &Peer> {
+        let peers = (self.mode != Mode::Hidden).then_some(&self.peers);
+        peers.into_iter().flat_map(|peers| peers.values())
+    }
+
+    /// Tells whether a peer of ours answered from `endpoint` before.
+    pub(crate) fn knows(&self, endpoint: SocketAddr) -> bool {
+        let mut peers = self.direct_peers();
+        peers.any(|peer| peer.path().endpoints().any(|known| known == endpoint))
+    }
+}

@@ -1,0 +1,425 @@
+//! What one agent must not forget of one network: keys, statements, consents and requests.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::engine::revoked::RevocationLog;
+use crate::id::{
+    AgentId, Did, DomainId, FullName, IdentityKey, Label, MemberName, NamePattern, NetworkId,
+    NetworkPrefix, OverlayIp, Suffix, TunnelKey, TunnelSecret, UnixTime, hash,
+};
+use crate::statement::{
+    Admission, Chain, ChainError, Claims, Consent, Gateway, Head, Member, Record, Replayed,
+    Request, Revocation, Scope, Seen, Statement, StatementError, issue, verify_record,
+};
+
+/// No correct clock is before the day this code was written; a clock reset to 1970 is not believed.
+const BUILT: UnixTime = UnixTime::from_secs(1_793_491_200);
+
+/// How much the clocks of others, which raise ours, may run ahead (protocol.md section 2).
+const OTHERS_AHEAD: Duration = Duration::from_secs(60);
+
+/// Registry lease of a record; refreshed at a third of it.
+pub const LEASE: Duration = Duration::from_secs(600);
+
+/// How often the record is refreshed, so that two refreshes may fail before the lease ends.
+pub const REFRESH: Duration = Duration::from_secs(200);
+
+/// Most records, consents or requests kept of others, so that no registry can fill the disk.
+pub(crate) const MAX_KEPT: usize = 4096;
+
+/// Most statements waiting for the registry.
+const MAX_OUTBOX: usize = 1024;
+
+/// Most networks remembered after they were left.
+const MAX_LEFT: usize = 64;
+
+/// Why a membership does not take a statement.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum Refused {
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error(transparent)]
+    Statement(#[from] StatementError),
+    #[error(transparent)]
+    Replayed(#[from] Replayed),
+    #[error("the statement is not about this agent")]
+    NotForUs,
+    #[error("another key holds the name {0} with a valid chain")]
+    NameHeld(MemberName),
+    #[error("nobody here asked for or gave a consent that this belongs to")]
+    Unasked,
+    #[error("too many are kept already")]
+    Full,
+}
+
+/// Answers requests without a person: who asks from a matching name or tag gets the scope.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AutoRule {
+    pub from: Selector,
+    pub allow: Scope,
+}
+
+/// Whom an automatic answer is for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selector {
+    Name(NamePattern),
+    Tag(Label),
+}
+
+impl Selector {
+    /// Tells whether `member` is meant.
+    pub fn selects(&self, member: &Member) -> bool {
+        match self {
+            Self::Name(pattern) => pattern.matches(&member.name),
+            Self::Tag(tag) => member.authority.tags.contains(tag),
+        }
+    }
+}
+
+/// A statement for the registry that it has not taken yet.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(tag = "kind", content = "statement", rename_all = "lowercase")]
+pub enum Outgoing {
+    Consent(Statement<Consent>),
+    Request(Statement<Request>),
+}
+
+/// One agent in one network, as it is kept on disk.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Membership {
+    /// Name of the identity on this host.
+    pub agent: String,
+    pub identity: IdentityKey,
+    pub tunnel: TunnelSecret,
+    pub network: NetworkId,
+    pub prefix: NetworkPrefix,
+    pub url: String,
+    pub pin: String,
+    pub domain: DomainId,
+    /// The registry's key, which signs admissions and gateways.
+    pub registry: Did,
+    /// Grants root first, then the admission.
+    pub chain: Vec<String>,
+    pub suffix: Suffix,
+    /// Highest sequence number used.
+    pub seq: u64,
+    /// Newest moment proven by statements of others.
+    pub floor: UnixTime,
+    pub seen: Seen,
+    /// Our consents by peer.
+    #[serde(default)]
+    pub given: BTreeMap<Did, Statement<Consent>>,
+    /// Peers' consents to us.
+    #[serde(default)]
+    pub received: BTreeMap<Did, Statement<Consent>>,
+    #[serde(default)]
+    pub records: BTreeMap<Did, Statement<Record>>,
+    /// Requests that wait for an answer here, by requester.
+    #[serde(default)]
+    pub incoming: BTreeMap<Did, Statement<Request>>,
+    /// Our requests that wait for an answer, by name asked.
+    #[serde(default)]
+    pub outgoing: BTreeMap<String, Statement<Request>>,
+    #[serde(default)]
+    pub auto: Vec<AutoRule>,
+    #[serde(default)]
+    pub revocations: RevocationLog,
+    #[serde(default)]
+    pub gateways: BTreeMap<Did, Statement<Gateway>>,
+    #[serde(default)]
+    pub outbox: VecDeque<Outgoing>,
+}
+
+/// What a membership begins with.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Name of the identity on this host.
+    pub agent: String,
+    pub identity: IdentityKey,
+    pub tunnel: TunnelSecret,
+    pub network: NetworkId,
+    pub prefix: NetworkPrefix,
+    pub url: String,
+    pub pin: String,
+    pub domain: DomainId,
+    /// The registry's key.
+    pub registry: Did,
+    /// Grants root first, then the admission.
+    pub chain: Vec<String>,
+    pub suffix: Suffix,
+}
+
+/// A peer with whom consent stands both ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trusted {
+    pub member: Member,
+    pub tunnel: TunnelKey,
+    /// What the peer may reach here; all must allow.
+    pub inbound: Vec<Scope>,
+    /// What we may reach there, as the peer's consent says.
+    pub outbound: Scope,
+    /// Pre-shared key that binds both identities and the network.
+    pub psk: [u8; 32],
+    /// When the first of consents and chains ends.
+    pub until: UnixTime,
+}
+
+impl Membership {
+    /// Makes the membership of an agent that trusts nobody yet.
+    pub fn new(start: Start) -> Self {
+        Self {
+            agent: start.agent,
+            identity: start.identity,
+            tunnel: start.tunnel,
+            network: start.network,
+            prefix: start.prefix,
+            url: start.url,
+            pin: start.pin,
+            domain: start.domain,
+            registry: start.registry,
+            chain: start.chain,
+            suffix: start.suffix,
+            seq: 0,
+            floor: UnixTime::default(),
+            seen: Seen::default(),
+            given: BTreeMap::new(),
+            received: BTreeMap::new(),
+            records: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            auto: Vec::new(),
+            revocations: RevocationLog::default(),
+            gateways: BTreeMap::new(),
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// Takes up what was seen and said before the network was left.
+    pub fn recall(&mut self, left: &Left) {
+        self.seq = self.seq.max(left.seq);
+        self.floor = self.floor.max(left.floor);
+        self.seen = left.seen.clone();
+        self.given = left.given.clone();
+    }
+
+    /// Returns the time to check statements against (protocol.md section 2).
+    pub fn clock(&self, unix: UnixTime) -> UnixTime {
+        unix.max(self.floor).max(BUILT)
+    }
+
+    /// Returns our identity.
+    pub fn id(&self) -> AgentId {
+        self.identity.did().into()
+    }
+
+    /// Returns what our chain proves at `unix`.
+    pub fn member(&self, unix: UnixTime) -> Result<Member, ChainError> {
+        let now = self.clock(unix);
+        Chain::parse(&self.chain)?.verify(&self.network, self.revocations.held(), now)
+    }
+
+    /// Returns our address, which follows from key and prefix.
+    pub fn address(&self) -> Option<OverlayIp> {
+        self.prefix.address_of(&self.id()).ok()
+    }
+
+    /// Returns our name, as the last grant of our chain says.
+    pub fn name(&self) -> Option<FullName> {
+        let chain = Chain::parse(&self.chain).ok()?;
+        let root = chain.grants().first()?.claims().root.clone()?;
+        let name = chain.grants().last()?.claims().names.first()?.exact()?;
+        Some(name.full(&root.label, &self.suffix))
+    }
+
+    /// Signs claims about `subject` with the next sequence number.
+    pub(crate) fn sign<C: Claims>(
+        &mut self,
+        subject: Did,
+        unix: UnixTime,
+        expires: UnixTime,
+        claims: C,
+    ) -> Result<Statement<C>, StatementError> {
+        let now = self.clock(unix);
+        self.seq = now.as_millis().max(self.seq + 1);
+        let network = Some(self.network);
+        let head = Head {
+            subject,
+            network,
+            issued: now,
+            expires,
+            seq: self.seq,
+        };
+        Statement::sign(&self.identity, head, claims)
+    }
+
+    /// Signs our record as it is now; `gateways` are those we are attached to.
+    pub fn sign_record(
+        &mut self,
+        gateways: Vec<Did>,
+        unix: UnixTime,
+    ) -> Result<Statement<Record>, Refused> {
+        let member = self.member(unix)?;
+        let now = self.clock(unix);
+        self.seq = now.as_millis().max(self.seq + 1);
+        let claims = Record {
+            name: member.name,
+            tunnel: self.tunnel.public(),
+            gateways,
+            chain: self.chain.clone(),
+            ttl: LEASE.as_secs(),
+        };
+        let (key, seq) = (&self.identity, self.seq);
+        Ok(issue::record(
+            key,
+            self.network,
+            seq,
+            now,
+            member.expires,
+            claims,
+        )?)
+    }
+
+    /// Takes a renewed admission; tells whether it was exchanged.
+    pub fn set_admission(&mut self, text: &str, unix: UnixTime) -> Result<bool, Refused> {
+        let admission = Statement::<Admission>::open(text)?;
+        let chain = Chain::parse(&self.chain)?;
+        if chain
+            .admission()
+            .is_some_and(|old| old.expires() >= admission.expires())
+        {
+            return Ok(false);
+        }
+        let renewed = chain.with_admission(admission);
+        renewed.verify(&self.network, self.revocations.held(), self.clock(unix))?;
+        self.chain = renewed.links();
+        Ok(true)
+    }
+
+    /// Checks a record of another agent of this network.
+    pub(crate) fn check_record(
+        &self,
+        record: &Statement<Record>,
+        unix: UnixTime,
+    ) -> Result<Member, ChainError> {
+        verify_record(
+            record,
+            &self.network,
+            self.revocations.held(),
+            self.clock(unix),
+        )
+    }
+
+    /// Raises the clock's floor by a statement of another whose signature was checked.
+    pub(crate) fn learn_time<C>(&mut self, statement: &Statement<C>) {
+        self.floor = self.floor.max(statement.issued().before(OTHERS_AHEAD));
+    }
+
+    /// Takes a gateway's statement, signed by the registry or the domain root.
+    pub fn take_gateway(&mut self, text: &str, unix: UnixTime) -> Result<bool, Refused> {
+        let statement = Statement::<Gateway>::open_at(text, self.clock(unix))?;
+        let signer = statement.issuer();
+        if signer != self.registry && signer != self.domain.did() {
+            return Err(Refused::NotForUs);
+        }
+        let new = self.seen.admit(&statement)?;
+        if self.gateways.len() >= MAX_KEPT && !self.gateways.contains_key(&statement.subject()) {
+            return Err(Refused::Full);
+        }
+        let known = self.gateways.insert(statement.subject(), statement.clone());
+        Ok(new && known.is_none_or(|old| old.claims() != statement.claims()))
+    }
+
+    /// Takes a revocation; tells whether it was new.
+    pub fn take_revocation(&mut self, text: &str, unix: UnixTime) -> Result<bool, Refused> {
+        let statement = Statement::<Revocation>::open_at(text, self.clock(unix))?;
+        let now = self.clock(unix);
+        Ok(self.revocations.add(statement, &self.network, now)?)
+    }
+
+    /// Queues a statement for the registry; the oldest gives way, since newer ones supersede it.
+    pub(crate) fn send(&mut self, outgoing: Outgoing) {
+        if self.outbox.len() >= MAX_OUTBOX {
+            self.outbox.pop_front();
+        }
+        self.outbox.push_back(outgoing);
+    }
+
+    /// Returns the key that binds both identities and the network into a session.
+    pub(crate) fn psk(&self, peer: &AgentId) -> [u8; 32] {
+        let own = self.id();
+        let (low, high) = if own < *peer {
+            (&own, peer)
+        } else {
+            (peer, &own)
+        };
+        let parts: [&[u8]; 4] = [
+            b"agentnet psk 1",
+            self.network.as_bytes(),
+            low.as_bytes(),
+            high.as_bytes(),
+        ];
+        hash(&parts)
+    }
+}
+
+/// Everything a node keeps on disk.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct State {
+    /// Identities of this host by label; they outlive memberships, so that a name can be taken again.
+    #[serde(default)]
+    pub identities: BTreeMap<String, IdentityKey>,
+    #[serde(default)]
+    pub memberships: Vec<Membership>,
+    /// What was seen and said in networks that were left.
+    #[serde(default)]
+    pub left: Vec<Left>,
+}
+
+impl State {
+    /// Remembers what must outlive the membership of an agent that leaves.
+    pub fn leave(&mut self, membership: &Membership) {
+        remember(&mut self.left, membership);
+    }
+}
+
+/// What an agent must not forget of a network it left: were it to come back, a registry could else
+/// bring back a consent that was revoked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Left {
+    agent: String,
+    network: NetworkId,
+    seq: u64,
+    floor: UnixTime,
+    seen: Seen,
+    given: BTreeMap<Did, Statement<Consent>>,
+}
+
+impl Left {
+    /// Tells whether this is of `agent` in `network`.
+    pub fn is_of(&self, agent: &str, network: &NetworkId) -> bool {
+        self.agent == agent && self.network == *network
+    }
+}
+
+/// Keeps what `membership` leaves behind; the oldest gives way.
+pub(crate) fn remember(left: &mut Vec<Left>, membership: &Membership) {
+    left.retain(|known| !known.is_of(&membership.agent, &membership.network));
+    if left.len() >= MAX_LEFT {
+        left.remove(0);
+    }
+    left.push(Left {
+        agent: membership.agent.clone(),
+        network: membership.network,
+        seq: membership.seq,
+        floor: membership.floor,
+        seen: membership.seen.clone(),
+        given: membership.given.clone(),
+    });
+}

@@ -1,0 +1,516 @@
+//! One node's whole behaviour as a pure state machine: no clock, no socket, no task.
+//!
+//! [`Engine`] has four kinds of methods: getters (`&self`), `handle_*` for input from outside,
+//! commands, and `poll_*` for output. After each input or command take out everything of
+//! [`Engine::poll_event`], [`Engine::poll_packet`], [`Engine::poll_injection`] and
+//! [`Engine::poll_transmit`], then wait no longer than [`Engine::poll_timeout`] says.
+
+pub mod attach;
+mod direct;
+mod event;
+pub mod hop;
+pub(crate) mod limits;
+mod local;
+pub mod membership;
+pub mod names;
+pub mod path;
+mod peer;
+pub mod revoked;
+pub mod session;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod trust;
+pub mod view;
+pub mod window;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+
+pub use event::{Event, Packet, Time, Transmit};
+pub use peer::{PeerState, PeerStats};
+
+use crate::engine::{
+    attach::{AttachConfig, Attachment},
+    event::Out,
+    limits::Limits,
+    local::Local,
+    membership::{Left, Membership, Outgoing, Refused, State, remember},
+    path::Mode,
+    trust::{Taken, TrustError},
+};
+use crate::id::{Did, FullName, IdentityKey, OverlayIp, UnixTime};
+use crate::statement::{ChainError, Record, Scope, Statement};
+use crate::wire::{
+    drop::{Counters, DropReason},
+    icmp6::{Unreachable, unreachable},
+};
+
+/// Longest time between looks for consents, chains and requests that ended.
+///
+/// Ends are known and looked for at their time; this notices that the wall clock was set.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// ICMPv6 errors told to our own programs per second (RFC 4443 section 2.4 asks for a limit).
+const MAX_ERRORS: u32 = 50;
+
+/// A statement the registry forwards, by the name of its event.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Forwarded {
+    Consent,
+    Gateway,
+    Record,
+    Request,
+    Revocation,
+}
+
+/// One node: any number of agents, each in one network.
+#[derive(Debug)]
+pub struct Engine {
+    identities: BTreeMap<String, IdentityKey>,
+    left: Vec<Left>,
+    locals: BTreeMap<OverlayIp, Local>,
+    rng: ChaCha20Rng,
+    indices: BTreeSet<u32>,
+    out: Out,
+    settle_at: Instant,
+    errors: (Instant, u32),
+    mode: Mode,
+    /// Where our interfaces are.
+    hosts: Vec<SocketAddr>,
+    handshakes: Limits,
+}
+
+impl Engine {
+    /// Takes up what was kept; `seed` is 32 random bytes.
+    pub fn new(state: State, seed: [u8; 32], time: Time) -> Self {
+        let mut engine = Self {
+            identities: state.identities,
+            left: state.left,
+            locals: BTreeMap::new(),
+            rng: ChaCha20Rng::from_seed(seed),
+            indices: BTreeSet::new(),
+            out: Out::default(),
+            settle_at: time.now,
+            errors: (time.now, 0),
+            mode: Mode::default(),
+            hosts: Vec::new(),
+            handshakes: direct::limits(),
+        };
+        for membership in state.memberships {
+            engine.add(membership, time);
+        }
+        engine
+    }
+
+    /// Adds an agent that joined; one whose chain names no agent is left out.
+    pub fn add(&mut self, membership: Membership, time: Time) -> Option<OverlayIp> {
+        let (address, name) = (membership.address()?, membership.name()?);
+        self.identities
+            .insert(membership.agent.clone(), membership.identity.clone());
+        self.left
+            .retain(|left| !left.is_of(&membership.agent, &membership.network));
+        let mut local = Local::new(membership, address, name, self.mode);
+        local.set_hosts(&self.hosts, time, &mut self.out);
+        self.locals.insert(address, local);
+        self.install(address, time);
+        self.out.event(Event::Gateway { local: address });
+        self.out.event(Event::Outbox { local: address });
+        self.out.event(Event::Tables);
+        Some(address)
+    }
+
+    /// Removes an agent that left; its gateway is told.
+    pub fn remove(&mut self, local: OverlayIp, time: Time) -> Option<Membership> {
+        let mut gone = self.locals.remove(&local)?;
+        if let Some(attachment) = &mut gone.attachment {
+            attachment.detach(time.now);
+        }
+        gone.drain_attachment(&mut self.out);
+        self.indices
+            .retain(|index| !gone.peers.values().any(|p| p.index() == *index));
+        remember(&mut self.left, &gone.membership);
+        self.out.event(Event::Tables);
+        self.out.event(Event::Changed);
+        Some(gone.membership)
+    }
+
+    /// Returns what must not be forgotten.
+    pub fn state(&self) -> State {
+        State {
+            identities: self.identities.clone(),
+            memberships: self.locals.values().map(|l| l.membership.clone()).collect(),
+            left: self.left.clone(),
+        }
+    }
+
+    /// Returns the addresses of our agents.
+    pub fn locals(&self) -> impl Iterator<Item = OverlayIp> + '_ {
+        self.locals.keys().copied()
+    }
+
+    /// Returns what is kept of one agent.
+    pub fn membership(&self, local: OverlayIp) -> Option<&Membership> {
+        self.locals.get(&local).map(|l| &l.membership)
+    }
+
+    /// Returns for each agent and installed peer what the peer may reach; all scopes must allow.
+    pub fn tables(&self) -> Vec<(OverlayIp, OverlayIp, Vec<Scope>)> {
+        let peers = |local: &Local| {
+            let own = local.address;
+            let one = move |p: &peer::Peer| (own, p.address(), p.trusted().inbound.clone());
+            local.peers.values().map(one).collect::<Vec<_>>()
+        };
+        self.locals.values().flat_map(peers).collect()
+    }
+
+    /// Tells whether consent stands both ways between two agents, the first of them ours.
+    pub fn has_peer(&self, local: OverlayIp, peer: OverlayIp) -> bool {
+        self.locals
+            .get(&local)
+            .is_some_and(|l| l.peers.contains_key(&peer))
+    }
+
+    /// Returns how often what was dropped.
+    pub const fn counters(&self) -> &Counters {
+        &self.out.counters
+    }
+
+    // ---- input
+
+    /// Takes a datagram of the underlay.
+    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], time: Time) {
+        let owner = self.locals.values_mut().find(|local| {
+            local
+                .attachment
+                .as_ref()
+                .is_some_and(|attachment| attachment.owns(bytes))
+        });
+        match owner {
+            Some(local) => local.handle_gateway(from, bytes, time, &mut self.out),
+            // Only gateways and installed peers speak to us; all others meet silence.
+            None => self.handle_direct(from, bytes, time),
+        }
+    }
+
+    /// Takes a packet of an agent's TUN to an installed peer.
+    pub fn handle_packet(&mut self, local: OverlayIp, peer: OverlayIp, packet: &[u8], time: Time) {
+        match self.locals.get_mut(&local) {
+            Some(found) => found.send(peer, packet, time, &mut self.out),
+            None => self.out.drop(DropReason::NoPeer),
+        }
+    }
+
+    /// Takes a packet to an address nobody here may reach, and tells the program so.
+    ///
+    /// The answer is the same whether the address is hidden or does not exist.
+    pub fn handle_unknown(&mut self, local: OverlayIp, packet: &[u8], time: Time) {
+        self.out.drop(DropReason::NoPeer);
+        if time.now >= self.errors.0 + Duration::from_secs(1) {
+            self.errors = (time.now, 0);
+        }
+        if self.errors.1 < MAX_ERRORS
+            && let Some(error) = unreachable(packet, Unreachable::NoRoute)
+        {
+            self.errors.1 += 1;
+            self.out.injections.push_back((local, error));
+        }
+    }
+
+    /// Takes a statement that the registry forwarded to an agent.
+    pub fn handle_statement(
+        &mut self,
+        local: OverlayIp,
+        kind: Forwarded,
+        text: &str,
+        time: Time,
+    ) -> Result<(), Refused> {
+        let Some(found) = self.locals.get_mut(&local) else {
+            return Ok(());
+        };
+        let membership = &mut found.membership;
+        let changed = match kind {
+            Forwarded::Consent => membership.take_consent(text, time.unix)? != Taken::Known,
+            Forwarded::Record => membership.take_record(text, time.unix)? != Taken::Known,
+            Forwarded::Request => membership.take_request(text, time.unix)? != Taken::Known,
+            Forwarded::Revocation => membership.take_revocation(text, time.unix)?,
+            Forwarded::Gateway => {
+                if membership.take_gateway(text, time.unix)? {
+                    self.out.event(Event::Gateway { local });
+                    self.out.event(Event::Changed);
+                }
+                return Ok(());
+            }
+        };
+        if changed {
+            self.out.event(Event::Changed);
+            self.settle(local, time);
+            if kind == Forwarded::Request {
+                self.announce_pending(local, text);
+            }
+        }
+        Ok(())
+    }
+
+    fn announce_pending(&mut self, local: OverlayIp, text: &str) {
+        let Some(found) = self.locals.get(&local) else {
+            return;
+        };
+        let waiting = found
+            .membership
+            .incoming
+            .iter()
+            .find(|(_, r)| r.text() == text);
+        let name = waiting.and_then(|(did, _)| found.membership.name_of(did));
+        if let Some(name) = name {
+            let from = found.full_name(&name);
+            self.out.event(Event::Pending { local, from });
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, time: Time) {
+        let due = time.now >= self.settle_at;
+        if due {
+            for local in self.locals().collect::<Vec<_>>() {
+                self.settle(local, time);
+            }
+            self.settle_at = time.now + self.until_next_end(time).min(SETTLE);
+        }
+        for local in self.locals.values_mut() {
+            if local.poll_timeout().is_some_and(|(at, _)| at <= time.now) {
+                local.handle_timeout(time, &mut self.out);
+            }
+        }
+    }
+
+    /// Returns how long the trust that stands lasts unchanged.
+    fn until_next_end(&self, time: Time) -> Duration {
+        let ends = self.locals.values().filter_map(Local::next_end);
+        // A moment later, since the ends are exclusive.
+        ends.min().map_or(SETTLE, |end| {
+            end.since(time.unix) + Duration::from_millis(1)
+        })
+    }
+
+    /// Answers by rules, completes requests and brings the installed peers in line with trust.
+    fn settle(&mut self, local: OverlayIp, time: Time) {
+        let Some(found) = self.locals.get_mut(&local) else {
+            return;
+        };
+        // Only a membership that lapsed cannot settle; its peers go with `install` below.
+        if found.membership.settle(time.unix).unwrap_or(false) {
+            self.out.event(Event::Changed);
+        }
+        if !found.membership.outbox.is_empty() {
+            self.out.event(Event::Outbox { local });
+        }
+        self.install(local, time);
+    }
+
+    fn install(&mut self, local: OverlayIp, time: Time) {
+        let Some(found) = self.locals.get_mut(&local) else {
+            return;
+        };
+        let (rng, indices) = (&mut self.rng, &mut self.indices);
+        let mut released = Vec::new();
+        let fresh = || {
+            let mut seed = [0; 32];
+            rng.fill_bytes(&mut seed);
+            (unused_index(rng, indices), seed)
+        };
+        if found.install(time, fresh, &mut released) {
+            self.out.event(Event::Tables);
+        }
+        for index in released {
+            self.indices.remove(&index);
+        }
+        let next = time.now + self.until_next_end(time);
+        self.settle_at = self.settle_at.min(next);
+    }
+
+    // ---- commands
+
+    /// Changes trust of one agent by `change`, and everything that follows from it.
+    pub fn change<T>(
+        &mut self,
+        local: OverlayIp,
+        time: Time,
+        change: impl FnOnce(&mut Membership, UnixTime) -> Result<T, TrustError>,
+    ) -> Option<Result<T, TrustError>> {
+        let found = self.locals.get_mut(&local)?;
+        let changed = change(&mut found.membership, time.unix);
+        if changed.is_ok() {
+            self.out.event(Event::Changed);
+            self.settle(local, time);
+        }
+        Some(changed)
+    }
+
+    /// Takes the statements that wait for the registry; give back what it did not take.
+    pub fn outbox(&self, local: OverlayIp) -> Vec<Outgoing> {
+        self.membership(local)
+            .map_or_else(Vec::new, |m| m.outbox.iter().cloned().collect())
+    }
+
+    /// Drops a statement from the outbox that the registry took or refused for good.
+    pub fn sent(&mut self, local: OverlayIp, outgoing: &Outgoing) {
+        if let Some(found) = self.locals.get_mut(&local) {
+            found
+                .membership
+                .outbox
+                .retain(|waiting| waiting != outgoing);
+            self.out.event(Event::Changed);
+        }
+    }
+
+    /// Signs an agent's record as it is now.
+    pub fn record(&mut self, local: OverlayIp, time: Time) -> Option<Statement<Record>> {
+        let found = self.locals.get_mut(&local)?;
+        let gateways = found.gateways();
+        let record = found.membership.sign_record(gateways, time.unix).ok()?;
+        self.out.event(Event::Changed);
+        Some(record)
+    }
+
+    /// Takes a renewed admission.
+    pub fn set_admission(
+        &mut self,
+        local: OverlayIp,
+        text: &str,
+        time: Time,
+    ) -> Result<(), Refused> {
+        let Some(found) = self.locals.get_mut(&local) else {
+            return Ok(());
+        };
+        if found.membership.set_admission(text, time.unix)? {
+            found.present(time)?;
+            self.out.event(Event::Changed);
+        }
+        Ok(())
+    }
+
+    /// Attaches an agent to `gateway`, of whom a statement is kept, at its resolved `endpoints`.
+    pub fn set_gateway(
+        &mut self,
+        local: OverlayIp,
+        gateway: Did,
+        endpoints: Vec<SocketAddr>,
+        time: Time,
+    ) -> Result<(), Refused> {
+        let Some(found) = self.locals.get_mut(&local) else {
+            return Ok(());
+        };
+        let Some(statement) = found.membership.gateways.get(&gateway) else {
+            return Ok(());
+        };
+        let key = statement.claims().tunnel;
+        if let Some(attachment) = &mut found.attachment
+            && found.gateway == Some((gateway, key))
+        {
+            attachment.set_endpoints(endpoints, time.now);
+            found.drain_attachment(&mut self.out);
+            return Ok(());
+        }
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let index = unused_index(&mut self.rng, &mut self.indices);
+        let secret = found.membership.tunnel.clone();
+        let config = AttachConfig {
+            agent: local,
+            secret,
+            gateway,
+            key,
+            endpoints,
+            index,
+        };
+        let attachment = Attachment::new(config, seed).map_err(ChainError::from)?;
+        found.attachment = Some(attachment);
+        found.gateway = Some((gateway, key));
+        found.gateway_since = Some(time.now);
+        found.present(time)?;
+        found.drain_attachment(&mut self.out);
+        Ok(())
+    }
+
+    /// Tells every gateway that we leave.
+    pub fn detach(&mut self, time: Time) {
+        for local in self.locals.values_mut() {
+            if let Some(attachment) = &mut local.attachment {
+                attachment.detach(time.now);
+            }
+            local.drain_attachment(&mut self.out);
+        }
+    }
+
+    /// Sends a probe to an installed peer and returns its id; the answer is [`Event::Pong`].
+    pub fn probe(&mut self, local: OverlayIp, peer: OverlayIp, time: Time) -> Option<u64> {
+        let id = self.rng.next_u64();
+        let found = self
+            .locals
+            .get_mut(&local)
+            .filter(|l| l.peers.contains_key(&peer))?;
+        found.probe(peer, id, time, &mut self.out);
+        Some(id)
+    }
+
+    /// Finds a name on behalf of one of our agents, and wakes the peer it is of.
+    pub fn by_name(&mut self, asker: OverlayIp, name: &FullName, time: Time) -> Option<OverlayIp> {
+        let local = self.locals.get_mut(&asker)?;
+        let found = local.by_name(name)?;
+        local.wake(found, time, &mut self.out);
+        Some(found)
+    }
+
+    /// Finds the name of an address on behalf of one of our agents.
+    pub fn by_address(&self, asker: OverlayIp, address: OverlayIp) -> Option<FullName> {
+        self.locals.get(&asker)?.by_address(address)
+    }
+
+    // ---- output
+
+    /// Returns the next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.out.transmits.pop_front()
+    }
+
+    /// Returns the next decrypted packet for a TUN.
+    pub fn poll_packet(&mut self) -> Option<Packet> {
+        self.out.packets.pop_front()
+    }
+
+    /// Returns the next packet of our own making (an ICMPv6 error) for a TUN.
+    pub fn poll_injection(&mut self) -> Option<(OverlayIp, Vec<u8>)> {
+        self.out.injections.pop_front()
+    }
+
+    /// Returns the next thing the driver has to do.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.out.events.pop_front()
+    }
+
+    /// Returns when `handle_timeout` is due, and why; None while there is no agent.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let settle = (!self.locals.is_empty()).then_some((self.settle_at, "consents and chains"));
+        self.locals
+            .values()
+            .filter_map(Local::poll_timeout)
+            .chain(settle)
+            .min()
+    }
+}
+
+/// Draws a 24-bit session index that no session of this node has.
+fn unused_index(rng: &mut ChaCha20Rng, used: &mut BTreeSet<u32>) -> u32 {
+    loop {
+        let index = rng.next_u32() >> 8;
+        if used.insert(index) {
+            return index;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+use std::{
+    cmp::Reverse,
+    time::{Duration, Instant},
+};
+
+use crate::engine::path::{
+    Mode, Path, PathAgent, TELL_AGAIN,
+    candidate::Class,
+    choice::Reason,
+    pair::{Due, Pair},
+};
+
+/// No control message goes to a peer without user data for this long (protocol.md section 7).
+const IDLE: Duration = Duration::from_secs(180);
+
+/// Keeps NAT mappings and firewall state of the path in use; below the 30 s seen in the wild
+/// (RFC 4787 section 4.3 REQ-5 asks for 120 s).
+const KEEPALIVE: Duration = Duration::from_secs(25);
+
+impl PathAgent {
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for path in self.probes.lost(now) {
+            let is_current = self.current == Some(path);
+            if let Some(pair) = self.pairs.get_mut(&path) {
+                pair.lost(is_current);
+            }
+        }
+        if self.previous.is_some_and(|(_, until)| now >= until) {
+            self.previous = None;
+        }
+        self.judge(now);
+        self.look(now);
+        if self.lapse_at().is_some_and(|at| now >= at) {
+            self.lapse(now);
+        }
+        if self.is_up && self.mode.seeks() {
+            self.tell_due(now);
+            self.probe_due(now);
+        }
+    }
+
+    /// Returns when `handle_timeout` is due and why; None when nothing is.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let drained = self.previous.map(|(_, at)| (at, "old path ends"));
+        let lapse = self.lapse_at().map(|at| (at, "path lapses"));
+        let look = self.evidence.next_look().map(|at| (at, "path in doubt"));
+        let loss = self.probes.next_loss().map(|at| (at, "probe lost"));
+        let rest = [drained, lapse, look, loss].into_iter().flatten();
+        let active = self.is_up && self.mode.seeks();
+        let tell = self.tell.front().filter(|_| active);
+        let tell = tell.map(|at| (*at, "candidates"));
+        let pairs = self.pairs.iter().filter_map(|(path, pair)| {
+            let (at, due) = self.due(*path, pair)?;
+            match due {
+                Due::Probe => active.then(|| (at.max(self.probes.free_at()), "path probe")),
+                Due::Verdict => Some((at, "path verdict")),
+            }
+        });
+        pairs.chain(tell).chain(rest).min()
+    }
+
+    /// Returns what is due of a pair, and when: its own turn, or a keepalive.
+    fn due(&self, path: Path, pair: &Pair) -> Option<(Instant, Due)> {
+        let turn = pair.due(self.evidence.active_until());
+        let is_kept = self.current == Some(path) && pair.class == Class::Wan;
+        let kept = pair.asked_at().filter(|_| is_kept && pair.is_alive());
+        let kept = kept.map(|at| at + KEEPALIVE);
+        let kept = kept.filter(|at| *at < self.idle_at());
+        turn.into_iter()
+            .chain(kept.map(|at| (at, Due::Probe)))
+            .min()
+    }
+
+    fn judge(&mut self, now: Instant) {
+        for pair in self.pairs.values_mut() {
+            pair.judge(now);
+        }
+    }
+
+    /// Asks every path that may answer whether there is a way out, and takes it when it is time.
+    fn look(&mut self, now: Instant) {
+        if !self.evidence.takes_look(now) {
+            return;
+        }
+        for (path, pair) in &mut self.pairs {
+            let is_open = *path == Path::Relay && self.has_relay;
+            if is_open || pair.has_answered {
+                pair.want(now);
+            }
+        }
+        if self.evidence.is_lost(now) {
+            self.leave(now);
+        }
+    }
+
+    fn probe_due(&mut self, now: Instant) {
+        if now < self.probes.free_at() {
+            return;
+        }
+        let due = self.pairs.iter().filter(|(path, pair)| {
+            let due = self.due(**path, pair);
+            due.is_some_and(|(at, due)| due == Due::Probe && at <= now)
+        });
+        // What is in use first, then whoever was asked least often, near before far.
+        let next = due.min_by_key(|(path, pair)| {
+            let is_spare = self.current != Some(**path) && **path != Path::Relay;
+            (
+                is_spare,
+                pair.tries(),
+                pair.class,
+                Reverse(pair.priority),
+                **path,
+            )
+        });
+        let Some(path) = next.map(|(path, _)| *path) else {
+            return;
+        };
+        if let Some(pair) = self.pairs.get_mut(&path) {
+            pair.asked(now);
+            self.probes.make(path, pair.number, now);
+        }
+    }
+
+    pub(super) fn schedule_telling(&mut self, now: Instant) {
+        if self.mode.seeks() && self.seq > 0 {
+            let again = TELL_AGAIN.into_iter().map(|pause| now + pause);
+            self.tell = std::iter::once(now).chain(again).collect();
+        }
+    }
+
+    fn tell_due(&mut self, now: Instant) {
+        while self.tell.front().is_some_and(|at| *at <= now) {
+            self.tell.pop_front();
+            self.is_telling = true;
+        }
+    }
+
+    /// Returns when what is known of direct paths is too old; None while they are used, or needed.
+    fn lapse_at(&self) -> Option<Instant> {
+        let is_direct = matches!(self.current, Some(Path::Direct(_)));
+        (is_direct && self.has_relay && self.mode == Mode::Auto).then(|| self.idle_at())
+    }
+
+    fn idle_at(&self) -> Instant {
+        let data = self.evidence.last_data().unwrap_or(self.since);
+        data.max(self.since) + IDLE
+    }
+
+    fn lapse(&mut self, now: Instant) {
+        self.evidence.lapse();
+        for (path, pair) in &mut self.pairs {
+            if *path != Path::Relay && pair.has_answered {
+                pair.lapse();
+            }
+        }
+        self.switch(Some(Path::Relay), Reason::Idle, now);
+    }
+}

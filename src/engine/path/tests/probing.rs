@@ -1,0 +1,235 @@
+use super::*;
+
+/// protocol.md section 6: at most five probes, at 0, 100, 300, 700 and 1500 ms; then silence.
+#[test]
+fn a_silent_endpoint_gets_five_probes_and_no_more() {
+    let mut world = World::up(&[WAN]);
+
+    world.talk(secs(600));
+
+    let to_peer = world.sent.iter().filter(|(_, to)| *to == direct(WAN));
+    let times = to_peer.map(|(at, _)| *at).collect::<Vec<_>>();
+    // The relay is probed first, and probes are 50 ms apart.
+    assert_eq!(times, [50, 150, 350, 750, 1550].map(ms));
+    assert_eq!(world.current(), Some(Path::Relay));
+}
+
+#[test]
+fn naming_a_silent_endpoint_again_gives_it_no_more_probes() {
+    let mut world = World::up(&[WAN]);
+    for seq in 2..40 {
+        world.pass(secs(2));
+        let list: &[&str] = if seq % 2 == 0 { &[] } else { &[WAN] };
+        world.agent.handle_candidates(&named(seq, list), world.now);
+    }
+
+    world.pass(secs(10));
+
+    assert_eq!(world.probes_to(direct(WAN)), 5);
+}
+
+#[test]
+fn probes_are_spread_and_all_endpoints_are_asked_before_any_is_asked_twice() {
+    let list = (1..=16)
+        .map(|n| format!("198.51.100.{n}:9"))
+        .collect::<Vec<_>>();
+    let list = list.iter().map(String::as_str).collect::<Vec<_>>();
+    let mut world = World::up(&list);
+    world.close(Path::Relay);
+
+    world.pass(secs(10));
+
+    for pair in world.sent.windows(2) {
+        assert!(pair[1].0 - pair[0].0 >= ms(50), "{pair:?}");
+    }
+    let first = world
+        .sent
+        .iter()
+        .map(|(_, to)| *to)
+        .filter(|to| *to != Path::Relay);
+    let first = first.take(16).collect::<BTreeSet<_>>();
+    assert_eq!(first.len(), 16);
+    assert_eq!(world.sent.len(), 17 * 5);
+}
+
+#[test]
+fn an_open_path_is_in_use_after_one_round_trip() {
+    let mut world = World::up(&[WAN]);
+    world.open(WAN, ms(30));
+
+    world.pass(ms(79));
+    assert_eq!(world.current(), Some(Path::Relay));
+    world.pass(ms(1));
+
+    assert_eq!(world.current(), Some(direct(WAN)));
+}
+
+/// The way out of a NAT that maps by destination: its owner is heard from an endpoint nobody named.
+#[test]
+fn an_endpoint_that_is_heard_is_probed_at_once() {
+    let mut world = World::up(&[]);
+    world.open(WAN, ms(30));
+    world.pass(secs(5));
+
+    world
+        .agent
+        .handle_authenticated(direct(WAN), false, world.now);
+    world.pass(ms(30));
+
+    assert_eq!(world.current(), Some(direct(WAN)));
+}
+
+#[test]
+fn being_heard_is_no_reply() {
+    let mut world = World::up(&[WAN]);
+    for _ in 0..100 {
+        world
+            .agent
+            .handle_authenticated(direct(WAN), true, world.now);
+        world.pass(ms(100));
+    }
+
+    assert_eq!(world.current(), Some(Path::Relay));
+    // Five at first, and five for each fresh start, of which there is one per 5 s.
+    assert!(
+        world.probes_to(direct(WAN)) <= 15,
+        "{}",
+        world.probes_to(direct(WAN))
+    );
+}
+
+#[test]
+fn a_reply_on_another_path_proves_nothing() {
+    let mut world = World::up(&[WAN]);
+    world.close(Path::Relay);
+    world.agent.handle_timeout(world.now + ms(50));
+    let (id, _, path) = std::iter::from_fn(|| {
+        world.now += ms(50);
+        world.agent.handle_timeout(world.now);
+        Some(world.agent.poll_probe())
+    })
+    .flatten()
+    .find(|(_, _, path)| *path == direct(WAN))
+    .unwrap();
+
+    let reply = world.reply(id);
+    world.agent.handle_reply(direct(WAN2), &reply, world.now);
+    world.agent.handle_reply(path, &reply, world.now);
+
+    assert_eq!(
+        world.current(),
+        Some(Path::Relay),
+        "an id is good for one reply"
+    );
+}
+
+#[test]
+fn candidates_are_told_three_times_and_on_change() {
+    let mut world = World::up(&[]);
+    world.pass(secs(60));
+    assert_eq!(world.told, [0, 1, 3].map(secs));
+
+    world
+        .agent
+        .set_candidates(&[host("10.0.0.2:16200")], world.now);
+    world.pass(secs(60));
+    assert_eq!(world.told.len(), 3);
+
+    world
+        .agent
+        .set_candidates(&[host("10.0.0.3:16200")], world.now);
+    world.pass(secs(60));
+    assert_eq!(world.told.len(), 6);
+}
+
+#[test]
+fn who_hides_tells_nothing_and_probes_nothing() {
+    for mode in [Mode::Hidden, Mode::Relay] {
+        let mut world = World::new(mode);
+        world.open(WAN, ms(1));
+        world
+            .agent
+            .set_candidates(&[host("10.0.0.2:16200")], world.now);
+        world.agent.handle_session(world.now);
+        world.agent.handle_candidates(&named(1, &[WAN]), world.now);
+        world
+            .agent
+            .handle_authenticated(direct(WAN2), true, world.now);
+
+        world.talk(secs(60));
+
+        assert!(world.sent.is_empty() && world.told.is_empty());
+        assert_eq!(world.current(), Some(Path::Relay));
+    }
+}
+
+#[test]
+fn our_own_endpoint_and_useless_ones_are_not_probed() {
+    let mut world = World::up(&[]);
+    let list = [
+        "10.0.0.2:16200",
+        "127.0.0.1:5",
+        "[fd00::1]:7",
+        "224.0.0.1:9",
+        WAN,
+    ];
+
+    world.agent.handle_candidates(&named(2, &list), world.now);
+    world.pass(secs(5));
+
+    let paths = world
+        .sent
+        .iter()
+        .map(|(_, to)| *to)
+        .collect::<BTreeSet<_>>();
+    assert_eq!(paths, BTreeSet::from([Path::Relay, direct(WAN)]));
+}
+
+#[test]
+fn without_session_nothing_is_sent_and_nothing_is_due() {
+    let mut world = World::up(&[WAN]);
+    world.agent.handle_no_session();
+
+    world.talk(secs(10));
+
+    assert!(world.sent.is_empty());
+}
+
+/// The direct path is kept open every 25 s while it may be needed, and no longer.
+#[test]
+fn an_unused_path_is_kept_for_three_minutes() {
+    let mut world = World::up(&[WAN]);
+    world.open(WAN, ms(30));
+    world.talk(secs(10));
+    world.pass(secs(30));
+    let before = world.probes_to(direct(WAN));
+
+    world.pass(secs(100));
+    assert_eq!(world.probes_to(direct(WAN)) - before, 4);
+    assert_eq!(world.current(), Some(direct(WAN)));
+
+    world.pass(secs(600));
+    let after = world.sent.len();
+    world.pass(secs(3600));
+    assert_eq!(
+        (world.sent.len(), world.current()),
+        (after, Some(Path::Relay))
+    );
+
+    world.data();
+    world.pass(ms(200));
+    assert_eq!(world.current(), Some(direct(WAN)));
+}
+
+#[test]
+fn a_near_path_needs_no_keeping() {
+    let mut world = World::up(&[LAN]);
+    world.open(LAN, ms(1));
+    world.talk(secs(10));
+    world.pass(secs(30));
+    let before = world.sent.len();
+
+    world.pass(secs(100));
+
+    assert_eq!(world.sent.len(), before);
+}

@@ -1,0 +1,112 @@
+//! How a peer's messages find their way: the peer's end of [`PathAgent`].
+
+use std::time::Instant;
+
+use crate::engine::{
+    path::{Path, PathAgent},
+    peer::{Peer, PeerOutput, REKEY_ELSEWHERE},
+};
+use crate::wire::{
+    control::{Control, ProbeReply},
+    datagram::{Datagram, WireGuard},
+};
+
+impl Peer {
+    pub(crate) const fn path(&self) -> &PathAgent {
+        &self.path
+    }
+
+    /// Tells the path agent what happened by `tell`, and does what it wants then.
+    pub(crate) fn with_path(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<PeerOutput>,
+        tell: impl FnOnce(&mut PathAgent),
+    ) {
+        tell(&mut self.path);
+        self.drain(now, out);
+    }
+
+    /// Answers a probe that came on `from`; one of path 0 as data goes.
+    pub(crate) fn answer(
+        &mut self,
+        (id, path): (u64, u16),
+        from: Path,
+        now: Instant,
+        out: &mut Vec<PeerOutput>,
+    ) {
+        let observed = match from {
+            Path::Direct(endpoint) => Some(endpoint),
+            Path::Relay => None,
+        };
+        let reply = Control::ProbeReply(ProbeReply {
+            id,
+            observed,
+            received: self.counted,
+        });
+        let way = match path {
+            0 => self.path.current().unwrap_or(Path::Relay),
+            _ => from,
+        };
+        self.send_control(&reply, way, now, out);
+    }
+
+    /// Sends what the path agent wants sent.
+    pub(super) fn drain(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
+        while let Some((id, path, way)) = self.path.poll_probe() {
+            self.send_control(&Control::Probe { id, path }, way, now, out);
+        }
+        if let Some(candidates) = self.path.poll_candidates() {
+            let way = self.path.current().unwrap_or(Path::Relay);
+            self.send_control(&Control::Candidates(candidates), way, now, out);
+        }
+    }
+
+    fn send_control(
+        &mut self,
+        message: &Control,
+        way: Path,
+        now: Instant,
+        out: &mut Vec<PeerOutput>,
+    ) {
+        let packet = message.packet();
+        match packet.and_then(|packet| self.session.seal(&packet, now)) {
+            Some(sealed) => out.push(PeerOutput::Datagram(way, sealed)),
+            None => self.path.handle_no_session(),
+        }
+    }
+
+    /// Sends a message that the session made of itself: a rekey, or a keepalive.
+    pub(super) fn send_session(
+        &mut self,
+        message: Vec<u8>,
+        now: Instant,
+        out: &mut Vec<PeerOutput>,
+    ) {
+        let kind = Datagram::classify(&message);
+        let is_initiation = kind == Some(Datagram::WireGuard(WireGuard::Initiation));
+        match self.path.current() {
+            Some(path @ Path::Direct(_)) if is_initiation && self.session.is_confirmed(now) => {
+                self.elsewhere = Some(now + REKEY_ELSEWHERE);
+                out.push(PeerOutput::Datagram(path, message));
+            }
+            Some(path) if !is_initiation => out.push(PeerOutput::Datagram(path, message)),
+            Some(_) | None => self.send_everywhere(Some(message), out),
+        }
+    }
+
+    /// Sends a handshake message on the relay and to every endpoint that ever answered.
+    pub(super) fn send_everywhere(&self, message: Option<Vec<u8>>, out: &mut Vec<PeerOutput>) {
+        let Some(message) = message else {
+            return;
+        };
+        for way in self.everywhere() {
+            out.push(PeerOutput::Datagram(way, message.clone()));
+        }
+    }
+
+    pub(super) fn everywhere(&self) -> Vec<Path> {
+        let direct = self.path.endpoints().map(Path::Direct);
+        std::iter::once(Path::Relay).chain(direct).collect()
+    }
+}

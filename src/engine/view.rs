@@ -1,0 +1,101 @@
+//! What an operator may see of the engine.
+
+use std::{net::SocketAddr, time::Instant};
+
+use crate::engine::{
+    Engine, PeerState, PeerStats, Time, attach::State, hop::Hop, local::Local, path::Path,
+    peer::Peer,
+};
+use crate::id::{AgentId, Did, FullName, OverlayIp, UnixTime};
+use crate::statement::Scope;
+
+/// An installed peer, as `agentnet peers` shows it.
+#[derive(Clone, Debug)]
+pub struct PeerView {
+    pub name: FullName,
+    pub id: AgentId,
+    pub address: OverlayIp,
+    pub state: PeerState,
+    /// The way our packets take now; None without a session or a way.
+    pub path: Option<Path>,
+    pub stats: PeerStats,
+    /// What the peer may reach here; all must allow.
+    pub inbound: Vec<Scope>,
+    /// What we may reach there.
+    pub outbound: Scope,
+    pub until: UnixTime,
+}
+
+/// An attachment, as `agentnet status` shows it.
+#[derive(Clone, Debug)]
+pub struct GatewayView {
+    pub id: Did,
+    pub state: State,
+    /// Where its frames go; None while not attached.
+    pub endpoint: Option<SocketAddr>,
+    /// Where the gateway sees us; None while not attached.
+    pub observed: Option<SocketAddr>,
+    /// When the attachment was last made or lost.
+    pub since: Option<Instant>,
+    /// Why the gateway refused us; None since it last accepted.
+    pub refused: Option<String>,
+}
+
+impl Engine {
+    /// Returns one agent's whole name.
+    pub fn name(&self, local: OverlayIp) -> Option<FullName> {
+        self.locals.get(&local).map(|l| l.name.clone())
+    }
+
+    /// Returns the installed peers of one agent.
+    pub fn peers(&self, local: OverlayIp, time: Time) -> Vec<PeerView> {
+        let Some(found) = self.locals.get(&local) else {
+            return Vec::new();
+        };
+        found
+            .peers
+            .values()
+            .map(|peer| view(found, peer, time.now))
+            .collect()
+    }
+
+    /// Returns the way packets to an installed peer take now; None without a session or a way.
+    pub fn path(&self, local: OverlayIp, peer: OverlayIp, time: Time) -> Option<Path> {
+        current(self.locals.get(&local)?.peers.get(&peer)?, time.now)
+    }
+
+    /// Returns the attachment of one agent; None until a gateway is known.
+    pub fn gateway(&self, local: OverlayIp) -> Option<GatewayView> {
+        let found = self.locals.get(&local)?;
+        let attachment = found.attachment.as_ref()?;
+        let hop = attachment.hop();
+        Some(GatewayView {
+            id: attachment.gateway(),
+            state: attachment.state(),
+            endpoint: hop.map(Hop::endpoint),
+            observed: hop.map(Hop::observed),
+            since: found.gateway_since,
+            refused: attachment.refused().map(|(_, text)| text.clone()),
+        })
+    }
+}
+
+fn view(local: &Local, peer: &Peer, now: Instant) -> PeerView {
+    let trusted = peer.trusted();
+    PeerView {
+        name: local.full_name(&trusted.member.name),
+        id: trusted.member.agent,
+        address: peer.address(),
+        state: peer.state(now),
+        path: current(peer, now),
+        stats: peer.stats(),
+        inbound: trusted.inbound.clone(),
+        outbound: trusted.outbound.clone(),
+        until: trusted.until,
+    }
+}
+
+fn current(peer: &Peer, now: Instant) -> Option<Path> {
+    let path = peer.path().current();
+    path.filter(|_| peer.state(now) == PeerState::Up)
+}

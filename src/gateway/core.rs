@@ -1,0 +1,423 @@
+//! Pure: a gateway as a state machine; datagrams and time in, datagrams and deadlines out.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::hmac;
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::engine::limits::{Limits, Source};
+use crate::gateway::attach::{GuestLimits, Guested, Guests};
+use crate::gateway::forward::{Hops, NewHop, Outcome};
+use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
+use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
+use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
+use crate::statement::{
+    ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
+};
+use crate::wire::a2g::{HEADER, Reset, gateway_address};
+use crate::wire::control::{Attached, Control, Refusal};
+use crate::wire::datagram::Datagram;
+use crate::wire::drop::{Counters, DropReason};
+
+/// Datagrams waiting to be sent; the shell empties the queue after every input.
+const MAX_TRANSMIT: usize = 4096;
+
+/// Sources remembered apart by the limit of Resets.
+const MAX_SOURCES: usize = 16_384;
+
+/// After a restart this many agents are told at once, and as many again after the pause.
+const RECOVERY_BATCH: usize = 256;
+const RECOVERY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a gateway allows.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreConfig {
+    /// Silence after which an agent is taken for gone; after two it is.
+    pub lease: Duration,
+    /// Largest frame agents are asked to send, in bytes of UDP payload.
+    pub mtu: u16,
+    pub max_attachments: usize,
+    /// Agents that may be attaching at once.
+    pub max_handshakes: usize,
+    /// Handshakes a second beyond which cookies are asked for.
+    pub handshakes_per_second: u32,
+    /// Handshakes, and Resets, a second for one source.
+    pub per_source: u32,
+    /// The same at once.
+    pub burst: u32,
+}
+
+/// A gateway's secrets; both outlive a restart.
+#[derive(Clone, Debug)]
+pub struct CoreKeys {
+    pub gateway: Did,
+    pub tunnel: TunnelSecret,
+    /// Makes the tokens of Resets.
+    pub reset: [u8; 32],
+}
+
+/// A gateway.
+#[derive(Debug)]
+pub struct Core {
+    config: CoreConfig,
+    gateway: Did,
+    reset_key: hmac::Key,
+    networks: BTreeMap<NetworkId, Revocations>,
+    guests: Guests,
+    hops: Hops,
+    reset_limits: Limits,
+    rng: ChaCha20Rng,
+    transmit: VecDeque<(SocketAddr, Vec<u8>)>,
+    recovered: VecDeque<RecoveredHop>,
+    /// When the next batch of `recovered` goes; None when there is none.
+    recover_at: Option<Instant>,
+    drops: Counters,
+    /// Frames and bytes sent on to an agent.
+    forwarded: (u64, u64),
+}
+
+impl Core {
+    /// Makes a gateway that serves no network yet.
+    pub fn new(config: CoreConfig, keys: CoreKeys, seed: [u8; 32]) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let limits = GuestLimits {
+            most: config.max_handshakes,
+            per_second: config.handshakes_per_second,
+            per_source: config.per_source,
+            burst: config.burst,
+        };
+        let guests_rng = ChaCha20Rng::from_seed(rng.random());
+        Self {
+            config,
+            gateway: keys.gateway,
+            reset_key: hmac::Key::new(hmac::HMAC_SHA256, &keys.reset),
+            networks: BTreeMap::new(),
+            guests: Guests::new(keys.tunnel, limits, guests_rng),
+            hops: Hops::new(config.lease),
+            reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
+            rng,
+            transmit: VecDeque::new(),
+            recovered: VecDeque::new(),
+            recover_at: None,
+            drops: Counters::default(),
+            forwarded: (0, 0),
+        }
+    }
+
+    /// Serves exactly these networks; agents of others are detached, revocations are kept.
+    pub fn set_networks(&mut self, networks: &[NetworkId]) {
+        let mut old = std::mem::take(&mut self.networks);
+        let kept = networks
+            .iter()
+            .map(|network| (*network, old.remove(network).unwrap_or_default()));
+        self.networks = kept.collect();
+        let served = &self.networks;
+        let gone = self
+            .hops
+            .retain(|hop| served.contains_key(&hop.new.network));
+        self.tell_gone(gone.iter().map(|hop| (hop.new.up, hop.new.endpoint)));
+    }
+
+    /// Serves one more network.
+    pub fn add_network(&mut self, network: NetworkId) {
+        self.networks.entry(network).or_default();
+    }
+
+    /// Takes a revocation; agents whose membership it ends are detached.
+    pub fn add_revocation(
+        &mut self,
+        statement: &Statement<Revocation>,
+        unix: UnixTime,
+    ) -> Result<(), ChainError> {
+        let network = statement.network().ok_or(ChainError::WrongNetwork)?;
+        let revoked = self
+            .networks
+            .get_mut(&network)
+            .ok_or(ChainError::WrongNetwork)?;
+        if !revoked.add(statement, &network, unix)? {
+            return Ok(());
+        }
+        let gone = self.hops.retain(|hop| {
+            hop.new.network != network
+                || Statement::<Record>::open(&hop.new.record)
+                    .is_ok_and(|record| verify_record(&record, &network, revoked, unix).is_ok())
+        });
+        self.tell_gone(gone.iter().map(|hop| (hop.new.up, hop.new.endpoint)));
+        Ok(())
+    }
+
+    /// Takes what was remembered before a restart: those agents are told to attach again.
+    pub fn recover(&mut self, recovery: Recovery, now: Instant) {
+        self.recovered = recovery.hops.into_iter().take(MAX_RECOVERED).collect();
+        self.recover_at = (!self.recovered.is_empty()).then_some(now);
+    }
+
+    /// Returns what is to be remembered over a restart.
+    pub fn recovery(&self) -> Recovery {
+        let hops = self.hops.iter().map(|hop| RecoveredHop {
+            hop: hop.new.up,
+            endpoint: hop.new.endpoint,
+        });
+        Recovery {
+            hops: hops.take(MAX_RECOVERED).collect(),
+        }
+    }
+
+    /// Returns a number that differs once [`Core::recovery`] does.
+    pub const fn changes(&self) -> u64 {
+        self.hops.changes()
+    }
+
+    /// Takes a datagram.
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        mut bytes: Vec<u8>,
+        now: Instant,
+        unix: UnixTime,
+    ) {
+        match Datagram::classify(&bytes) {
+            Some(Datagram::Frame) => self.handle_frame(from, &mut bytes, now, unix),
+            Some(Datagram::WireGuard(kind)) => match self.guests.handle(from, kind, &bytes, now) {
+                Guested::Attach { key, record } => self.attach(from, key, record, now, unix),
+                Guested::Dropped(reason) => self.drops.count(reason),
+                Guested::Nothing => {}
+                Guested::Send(bytes) => self.send(from, bytes),
+            },
+            Some(Datagram::Channel | Datagram::Discover | Datagram::Stun) | None => {
+                self.drops.count(DropReason::DatagramUnknown);
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, unix: UnixTime) {
+        self.guests.handle_timeout(now);
+        self.hops.handle_timeout(now, unix);
+        if self.recover_at.is_some_and(|at| at <= now) {
+            let count = self.recovered.len().min(RECOVERY_BATCH);
+            let batch: Vec<_> = self.recovered.drain(..count).collect();
+            // An id that is in use again belongs to an agent that is back already.
+            self.tell_gone(batch.iter().map(|known| (known.hop, known.endpoint)));
+            self.recover_at = (!self.recovered.is_empty()).then_some(now + RECOVERY_PAUSE);
+        }
+    }
+
+    /// Returns when `handle_timeout` is due and why; None when nothing is.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let guests = self
+            .guests
+            .poll_timeout()
+            .map(|at| (at, "handshake expiry"));
+        let hops = self.hops.poll_timeout().map(|at| (at, "attachment lease"));
+        let recover = self.recover_at.map(|at| (at, "restart notices"));
+        guests.into_iter().chain(hops).chain(recover).min()
+    }
+
+    /// Returns the next datagram to send, and where to.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.transmit.pop_front()
+    }
+
+    /// Counts a datagram that could not be sent.
+    pub fn count_unsent(&mut self) {
+        self.drops.count(DropReason::UdpSend);
+    }
+
+    /// Returns what an operator may see.
+    pub fn status(&self) -> GatewayStatus {
+        let attachments = self.hops.iter().take(MAX_LISTED);
+        let attachments = attachments.map(|hop| AttachmentStatus {
+            agent: hop.new.agent,
+            network: hop.new.network,
+            endpoint: hop.new.endpoint,
+            stale: hop.stale,
+        });
+        let drops = self.drops.nonzero();
+        GatewayStatus {
+            gateway: self.gateway,
+            networks: self.networks.len(),
+            attached: self.hops.len(),
+            attaching: self.guests.len(),
+            routes: self.hops.routes(),
+            forwarded_frames: self.forwarded.0,
+            forwarded_bytes: self.forwarded.1,
+            drops: drops
+                .map(|(reason, n)| (reason.label().to_owned(), n))
+                .collect(),
+            attachments: attachments.collect(),
+        }
+    }
+
+    fn handle_frame(
+        &mut self,
+        from: SocketAddr,
+        frame: &mut Vec<u8>,
+        now: Instant,
+        unix: UnixTime,
+    ) {
+        match self.hops.handle_frame(from, frame, now, unix) {
+            Outcome::Send(to, frame) => {
+                if frame.len() > HEADER {
+                    self.forwarded.0 += 1;
+                    self.forwarded.1 += frame.len() as u64;
+                }
+                self.send(to, frame);
+            }
+            Outcome::Unknown(hop) => {
+                self.drops.count(DropReason::FrameHopUnknown);
+                if self.reset_limits.take(Source::of(from), now) {
+                    self.tell_gone([(hop, from)].into_iter());
+                }
+            }
+            Outcome::Dropped(reason) => self.drops.count(reason),
+            Outcome::Ended => {}
+        }
+    }
+
+    fn attach(
+        &mut self,
+        from: SocketAddr,
+        key: TunnelKey,
+        record: String,
+        now: Instant,
+        unix: UnixTime,
+    ) {
+        let answer = match self.check(&key, &record, unix) {
+            Ok((member, seq)) => {
+                let new = self.new_hop(from, key, record, (&member, seq));
+                match new {
+                    Some((new, answer)) => {
+                        tracing::debug!(agent = %new.agent, "Agent attached");
+                        let farewell = self.hops.insert(new, now);
+                        if let Some((to, frame)) = farewell {
+                            self.send(to, frame);
+                        }
+                        answer
+                    }
+                    None => refusal(
+                        Refusal::BadRecord,
+                        "the gateway has no address in the domain",
+                    ),
+                }
+            }
+            Err((code, text)) => refusal(code, &text),
+        };
+        if let Some(sealed) = self.guests.answer(&key, answer, now) {
+            self.send(from, sealed);
+        }
+    }
+
+    /// Decides whether the agent of a record may attach in a session of `key`.
+    fn check(
+        &self,
+        key: &TunnelKey,
+        record: &str,
+        unix: UnixTime,
+    ) -> Result<(Member, u64), (Refusal, String)> {
+        let bad = |text: String| (Refusal::BadRecord, text);
+        let record = Statement::<Record>::open(record).map_err(|e| bad(e.to_string()))?;
+        let network = record
+            .network()
+            .and_then(|n| Some((n, self.networks.get(&n)?)));
+        let (network, revoked) = network.ok_or_else(|| {
+            let text = "this gateway does not serve the network".to_owned();
+            (Refusal::NotServed, text)
+        })?;
+        let member = verify_record(&record, &network, revoked, unix);
+        let member = member.map_err(|e| bad(e.to_string()))?;
+        if record.claims().tunnel != *key {
+            let text = "the record names another tunnel key".to_owned();
+            return Err((Refusal::WrongKey, text));
+        }
+        let known = self.hops.of(member.address);
+        if known.is_some_and(|hop| hop.new.key != *key && hop.new.seq > record.seq()) {
+            let text = "a newer record with another tunnel key is attached".to_owned();
+            return Err((Refusal::Outdated, text));
+        }
+        if known.is_none() && self.hops.len() >= self.config.max_attachments {
+            return Err((Refusal::Full, "the gateway is full".to_owned()));
+        }
+        Ok((member, record.seq()))
+    }
+
+    fn new_hop(
+        &mut self,
+        from: SocketAddr,
+        key: TunnelKey,
+        record: String,
+        (member, seq): (&Member, u64),
+    ) -> Option<(NewHop, Control)> {
+        let gateway = gateway_address(member.prefix.domain(), self.gateway).ok()?;
+        let up = loop {
+            let up = self.rng.random();
+            if !self.hops.contains(up) {
+                break up;
+            }
+        };
+        let new = NewHop {
+            agent: member.address,
+            network: member.network,
+            key,
+            seq,
+            record,
+            expires: member.expires,
+            gateway,
+            up,
+            down: self.rng.random(),
+            secret: self.rng.random(),
+            endpoint: from,
+        };
+        let answer = Control::Attached(Attached {
+            lease: u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX),
+            observed: from,
+            up,
+            down: new.down,
+            secret: new.secret,
+            mtu: self.config.mtu,
+            reset_token: self.token(up),
+        });
+        Some((new, answer))
+    }
+
+    /// Tells agents that their hop ids, if they are unknown here, are of no use any more.
+    fn tell_gone(&mut self, hops: impl Iterator<Item = (u32, SocketAddr)>) {
+        for (hop, endpoint) in hops {
+            if !self.hops.contains(hop) {
+                let token = self.token(hop);
+                self.send(endpoint, Reset { hop, token }.encode().to_vec());
+            }
+        }
+    }
+
+    /// Returns the token that proves a Reset to be this gateway's (as RFC 9000 section 10.3.2).
+    fn token(&self, hop: u32) -> [u8; 16] {
+        let mut message = b"agentnet reset".to_vec();
+        message.extend(hop.to_be_bytes());
+        let tag = hmac::sign(&self.reset_key, &message);
+        let (token, _) = tag
+            .as_ref()
+            .split_first_chunk()
+            .expect("a SHA-256 tag has 32 bytes");
+        *token
+    }
+
+    fn send(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        if self.transmit.len() < MAX_TRANSMIT {
+            self.transmit.push_back((to, bytes));
+        } else {
+            self.drops.count(DropReason::UdpSend);
+        }
+    }
+}
+
+fn refusal(code: Refusal, text: &str) -> Control {
+    let text = text.to_owned();
+    Control::AttachRefused { code, text }
+}

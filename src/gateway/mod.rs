@@ -1,0 +1,9 @@
+//! The gateway: attachments, forwarding table and frames.
+
+mod attach;
+pub mod core;
+mod forward;
+mod mft;
+pub mod recovery;
+pub mod server;
+pub mod status;

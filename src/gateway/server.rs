@@ -1,0 +1,354 @@
+//! The gateway's shell: sockets, clock and files around [`Core`].
+
+use std::{
+    fmt::{self, Debug},
+    future::pending,
+    io,
+    net::{self, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+use tokio::{
+    net::UdpSocket,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::gateway::core::{Core, CoreConfig, CoreKeys};
+use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
+use crate::gateway::status::GatewayStatus;
+use crate::id::{NetworkId, UnixTime};
+use crate::os::files::StateFile;
+use crate::os::udp::{UdpError, bind_at};
+use crate::os::{clock, random};
+use crate::statement::{Revocation, Statement};
+
+/// Datagrams taken from one socket before the others, commands and timers have their turn.
+const BATCH: usize = 64;
+
+/// Longest UDP payload.
+const MAX_DATAGRAM: usize = 65_535; // bytes
+
+/// How long changes are gathered before they are written: what a crash may forget meanwhile is
+/// found again by the next frame.
+const WRITE_AFTER: Duration = Duration::from_secs(1);
+
+/// What a gateway is run with.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// At most one address of each IP version.
+    pub listen: Vec<SocketAddr>,
+    /// Where attachments are remembered over a restart.
+    pub recovery: PathBuf,
+    pub core: CoreConfig,
+}
+
+/// A gateway's identity and secrets.
+pub type GatewayKeys = CoreKeys;
+
+/// What the rest of the process tells a running gateway.
+pub enum GatewayCommand {
+    /// Serve one more network.
+    AddNetwork(NetworkId),
+    /// Take a revocation.
+    Revoke(Box<Statement<Revocation>>),
+    /// Serve exactly these networks.
+    SetNetworks(Vec<NetworkId>),
+    /// Tell the state at this moment.
+    Status(oneshot::Sender<GatewayStatus>),
+}
+
+impl Debug for GatewayCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AddNetwork(_) => "AddNetwork",
+            Self::Revoke(_) => "Revoke",
+            Self::SetNetworks(_) => "SetNetworks",
+            Self::Status(_) => "Status",
+        })
+    }
+}
+
+/// Why a gateway cannot start.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: UdpError,
+    },
+    #[error("cannot use the socket")]
+    Socket(#[source] io::Error),
+    #[error("there is no address to listen on")]
+    NoAddress,
+}
+
+/// A gateway whose sockets are bound.
+#[derive(Debug)]
+pub struct Gateway {
+    core: Core,
+    /// At most one of each IP version.
+    sockets: Vec<Port>,
+    recovery: Memory,
+}
+
+/// A bound socket.
+#[derive(Debug)]
+struct Port {
+    local: SocketAddr,
+    socket: UdpSocket,
+    /// The same socket for sending: tokio's would refuse until its reactor has seen it writable, and
+    /// so lose what is sent first.
+    sender: net::UdpSocket,
+}
+
+enum Event {
+    Command(Option<GatewayCommand>),
+    Readable(usize),
+    Shutdown,
+    Timeout,
+}
+
+impl Gateway {
+    /// Binds the sockets and recalls who was attached; must be called within a tokio runtime.
+    pub fn bind(config: &GatewayConfig, keys: GatewayKeys) -> Result<Self, GatewayError> {
+        let mut sockets = Vec::new();
+        for address in &config.listen {
+            match bind_at(*address) {
+                Ok(socket) => sockets.push(Port::new(socket).map_err(GatewayError::Socket)?),
+                // The default listens on both versions; a host may have one only.
+                Err(UdpError::Os { source, .. })
+                    if address.ip().is_unspecified()
+                        && config.listen.len() > 1
+                        && is_without_version(&source) =>
+                {
+                    tracing::info!(%address, "This host does not have the IP version");
+                }
+                Err(source) => {
+                    let address = *address;
+                    return Err(GatewayError::Listen { address, source });
+                }
+            }
+        }
+        if sockets.is_empty() {
+            return Err(GatewayError::NoAddress);
+        }
+        let mut core = Core::new(config.core, keys, random::seed());
+        let (recovery, known) = Memory::open(&config.recovery);
+        core.recover(known, clock::now());
+        Ok(Self {
+            core,
+            sockets,
+            recovery,
+        })
+    }
+
+    /// Returns the addresses it listens on.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().map(|port| port.local).collect()
+    }
+
+    /// Serves until `shutdown` is done; what was told before is remembered for the next start.
+    pub async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<GatewayCommand>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(shutdown);
+        let mut buffer = vec![0; MAX_DATAGRAM];
+        let mut commanded = true;
+        loop {
+            let deadline = self.deadline();
+            let event = tokio::select! {
+                () = &mut shutdown => Event::Shutdown,
+                command = commands.recv(), if commanded => Event::Command(command),
+                () = readable(self.sockets.first()) => Event::Readable(0),
+                () = readable(self.sockets.get(1)) => Event::Readable(1),
+                () = sleep_until(deadline) => Event::Timeout,
+            };
+            let (now, unix) = (clock::now(), clock::unix());
+            match event {
+                Event::Command(Some(command)) => self.handle_command(command, unix),
+                Event::Command(None) => commanded = false,
+                Event::Readable(socket) => self.receive(socket, &mut buffer, now, unix),
+                Event::Shutdown => break,
+                Event::Timeout => {}
+            }
+            self.core.handle_timeout(now, unix);
+            self.transmit();
+            self.recovery.note(&self.core, now);
+        }
+        self.recovery.close(&self.core).await;
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let core = self.core.poll_timeout().map(|(at, _)| at);
+        core.into_iter().chain(self.recovery.due).min()
+    }
+
+    fn handle_command(&mut self, command: GatewayCommand, unix: UnixTime) {
+        match command {
+            GatewayCommand::AddNetwork(network) => self.core.add_network(network),
+            GatewayCommand::Revoke(statement) => {
+                if let Err(error) = self.core.add_revocation(&statement, unix) {
+                    tracing::warn!(%error, "Revocation refused");
+                }
+            }
+            GatewayCommand::SetNetworks(networks) => self.core.set_networks(&networks),
+            GatewayCommand::Status(reply) => {
+                // Whoever asked may have gone.
+                drop(reply.send(self.core.status()));
+            }
+        }
+    }
+
+    fn receive(&mut self, socket: usize, buffer: &mut [u8], now: Instant, unix: UnixTime) {
+        for _ in 0..BATCH {
+            let Some(port) = self.sockets.get(socket) else {
+                return;
+            };
+            match port.socket.try_recv_from(buffer) {
+                Ok((length, from)) => {
+                    let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+                    self.core.handle_datagram(from, bytes, now, unix);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // An error about an earlier datagram; the socket goes on.
+                Err(error) => tracing::debug!(%error, "Receive error"),
+            }
+            self.transmit();
+        }
+    }
+
+    fn transmit(&mut self) {
+        while let Some((to, bytes)) = self.core.poll_transmit() {
+            let mut ports = self.sockets.iter();
+            let port = ports.find(|port| port.local.is_ipv4() == to.is_ipv4());
+            let sent = port.map(|port| port.sender.send_to(&bytes, to));
+            if !matches!(sent, Some(Ok(_))) {
+                self.core.count_unsent();
+            }
+        }
+    }
+}
+
+impl Port {
+    fn new(socket: net::UdpSocket) -> io::Result<Self> {
+        Ok(Self {
+            local: socket.local_addr()?,
+            sender: socket.try_clone()?,
+            socket: UdpSocket::from_std(socket)?,
+        })
+    }
+}
+
+/// Binds and runs a gateway.
+pub async fn run(
+    config: &GatewayConfig,
+    keys: GatewayKeys,
+    commands: mpsc::Receiver<GatewayCommand>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
+    Gateway::bind(config, keys)?.run(commands, shutdown).await;
+    Ok(())
+}
+
+/// What is remembered over a restart, written by a task of its own so that no frame waits for a disk.
+#[derive(Debug)]
+struct Memory {
+    /// None when the file cannot be used; it is left as it is.
+    writer: Option<(watch::Sender<Recovery>, JoinHandle<()>)>,
+    /// The changes that were written.
+    written: u64,
+    /// When changes are written; None when there are none.
+    due: Option<Instant>,
+}
+
+impl Memory {
+    fn open(path: &Path) -> (Self, Recovery) {
+        let (writer, known) = match StateFile::open::<Recovery>(path, RECOVERY_VERSION) {
+            Ok((file, known)) => (Some(writer(file)), known.unwrap_or_default()),
+            Err(error) => {
+                tracing::warn!(%error, "Attachments are not remembered over a restart");
+                (None, Recovery::default())
+            }
+        };
+        let this = Self {
+            writer,
+            written: 0,
+            due: None,
+        };
+        (this, known)
+    }
+
+    /// Gathers changes, and hands them to the writer when they are due.
+    fn note(&mut self, core: &Core, now: Instant) {
+        if self.due.is_some_and(|at| at <= now) {
+            self.write(core);
+        } else if self.due.is_none() && core.changes() != self.written {
+            self.due = Some(now + WRITE_AFTER);
+        }
+    }
+
+    fn write(&mut self, core: &Core) {
+        self.due = None;
+        self.written = core.changes();
+        if let Some((writer, _)) = &self.writer {
+            writer.send_replace(core.recovery());
+        }
+    }
+
+    async fn close(mut self, core: &Core) {
+        if self.written != core.changes() {
+            self.write(core);
+        }
+        if let Some((writer, task)) = self.writer.take() {
+            drop(writer);
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "The writer of attachments ended early");
+            }
+        }
+    }
+}
+
+fn writer(file: StateFile) -> (watch::Sender<Recovery>, JoinHandle<()>) {
+    let (sender, mut receiver) = watch::channel(Recovery::default());
+    let task = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Handle::current();
+        while runtime.block_on(receiver.changed()).is_ok() {
+            let recovery = receiver.borrow_and_update().clone();
+            if let Err(error) = file.save(&recovery) {
+                tracing::warn!(%error, "Attachments not remembered");
+            }
+        }
+    });
+    (sender, task)
+}
+
+/// Cancel safe: waits only.
+async fn readable(port: Option<&Port>) {
+    match port {
+        Some(port) if port.socket.readable().await.is_ok() => {}
+        Some(_) | None => pending().await,
+    }
+}
+
+/// Cancel safe: waits only.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+fn is_without_version(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        errno,
+        Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL | Errno::EPROTONOSUPPORT)
+    )
+}

@@ -1,0 +1,38 @@
+//! Pure: what a gateway shows its operator.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Did, NetworkId, OverlayIp};
+
+/// Most attachments listed one by one.
+pub const MAX_LISTED: usize = 1000;
+
+/// A gateway's state at one moment; `--json` prints it as it is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GatewayStatus {
+    pub gateway: Did,
+    /// Networks served.
+    pub networks: usize,
+    pub attached: usize,
+    /// Agents whose handshake is under way.
+    pub attaching: usize,
+    pub routes: usize,
+    pub forwarded_frames: u64,
+    pub forwarded_bytes: u64,
+    /// Dropped datagrams and frames by reason; reasons that never happened are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// The first thousand attachments, by hop id.
+    pub attachments: Vec<AttachmentStatus>,
+}
+
+/// One attached agent, without its name.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AttachmentStatus {
+    pub agent: OverlayIp,
+    pub network: NetworkId,
+    pub endpoint: SocketAddr,
+    /// Silent for more than a lease.
+    pub stale: bool,
+}

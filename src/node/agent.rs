@@ -1,0 +1,42 @@
+//! What one agent has on this host: its network device, address and route.
+
+use thiserror::Error;
+use tracing::info;
+
+use crate::id::OverlayIp;
+use crate::node::driver::{HOST, Handle, Stopped};
+use crate::os::route::{RouteError, Routing};
+use crate::os::tun::{self, TunError};
+
+/// MTU of the TUN until the data plane cuts packets to each path (protocol.md section 8).
+const MTU: u16 = 1280; // bytes, the least of IPv6 (RFC 8200 section 5)
+
+/// Why an agent has no network device.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("cannot watch the network device: {0}")]
+    Watch(#[source] std::io::Error),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Makes an agent's device, gives it the address and hands it to the data plane.
+///
+/// Returns the device's name. The device goes when the data plane lets go of it.
+pub(super) async fn bring_up(handle: &Handle, local: OverlayIp) -> Result<String, DeviceError> {
+    let device = tun::create(tun::ANY_NAME, MTU)?;
+    Routing::open()?
+        .attach(&device.name, device.index, local)
+        .await?;
+    let plane = handle.call(|core| core.dataplane().clone()).await?;
+    plane
+        .add_tun(local, HOST, device.fd)
+        .await
+        .map_err(DeviceError::Watch)?;
+    info!(device = %device.name, "Network device ready");
+    Ok(device.name)
+}

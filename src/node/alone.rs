@@ -1,0 +1,93 @@
+//! Joining and leaving where no daemon runs; the next one finds the change.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::config::NodeConfig;
+use crate::engine::membership::Membership;
+use crate::id::{MemberName, UnixTime};
+use crate::node::join::{self, JoinError};
+use crate::node::store::{Store, StoreError};
+use crate::os::files::FileError;
+use crate::statement::token::JoinToken;
+use crate::wire::api::local::{Joined, Left};
+
+/// How long leaving waits for the registry before it goes on without.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why it was not done; nothing was changed then.
+#[derive(Debug, Error)]
+pub enum AloneError {
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("no agent joined here yet")]
+    NoAgents,
+    #[error("no agent {0} joined here")]
+    NoSuchAgent(String),
+    #[error("several agents joined here: {0}")]
+    Several(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<FileError> for AloneError {
+    fn from(error: FileError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Joins a network by `token` and keeps the agent in the node's state.
+pub async fn join(
+    config: &NodeConfig,
+    token: &JoinToken,
+    name: Option<MemberName>,
+    now: UnixTime,
+) -> Result<Joined, AloneError> {
+    let (store, state) = Store::open(&config.state)?;
+    let membership = join::join(token, name, &config.suffix, &state, now).await?;
+    let answer = join::joined(&membership, false)?;
+    join::keep(&store, state, membership)?;
+    Ok(answer)
+}
+
+/// Leaves the network of `agent`, or of the only one; its key is kept for when it comes back.
+pub async fn leave(
+    config: &NodeConfig,
+    agent: Option<&str>,
+    now: UnixTime,
+) -> Result<Left, AloneError> {
+    let (store, mut state) = Store::open(&config.state)?;
+    let index = choose(&state.memberships, agent)?;
+    let mut membership = state.memberships.remove(index);
+    state.leave(&membership);
+    // Forgotten here first: what the registry still lists ends with its lease.
+    store.save(&state)?;
+    let told = tokio::time::timeout(FAREWELL, join::leave(&mut membership, now)).await;
+    Ok(Left {
+        name: name_of(&membership),
+        told: matches!(told, Ok(Ok(()))),
+    })
+}
+
+fn choose(memberships: &[Membership], agent: Option<&str>) -> Result<usize, AloneError> {
+    let is = |membership: &Membership| {
+        agent.is_none_or(|agent| agent == membership.agent || agent == name_of(membership))
+    };
+    let fits = (0..memberships.len()).filter(|i| memberships.get(*i).is_some_and(is));
+    match (fits.collect::<Vec<_>>().as_slice(), agent) {
+        ([one], _) => Ok(*one),
+        ([], None) => Err(AloneError::NoAgents),
+        ([], Some(agent)) => Err(AloneError::NoSuchAgent(agent.to_owned())),
+        (several, _) => {
+            let names = several.iter().filter_map(|i| memberships.get(*i));
+            let names = names.map(name_of).collect::<Vec<_>>();
+            Err(AloneError::Several(names.join(", ")))
+        }
+    }
+}
+
+fn name_of(membership: &Membership) -> String {
+    let name = membership.name().map(|name| name.to_string());
+    name.unwrap_or_else(|| membership.agent.clone())
+}

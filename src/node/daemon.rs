@@ -1,0 +1,380 @@
+//! The node daemon: puts the parts together, keeps them, and takes them apart.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use thiserror::Error;
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::{AbortHandle, JoinHandle},
+};
+use tracing::{error, info, warn};
+
+use crate::config::{NodeConfig, PathMode};
+use crate::dataplane::{self, DataplaneConfig};
+use crate::engine::{membership::Membership, names::Zone, path::Mode};
+use crate::id::{OverlayIp, Suffix};
+use crate::node::{
+    agent::{self, DeviceError},
+    driver::{self, Core, Handle, Stopped, now},
+    gateways,
+    local_api::{self, SocketError},
+    names::Names,
+    network,
+    resolver::{Resolver, Settings, Upstream},
+    running::{Change, Facts, Node},
+    store::{Store, StoreError},
+    sync::{Link, Sync},
+};
+use crate::os::{
+    clock,
+    dns::{Applied, DnsError, Owner},
+    random,
+    udp::{self, UdpError},
+};
+
+/// Agents of one node, and so gateways that may have to be looked up at once.
+const MAX_AGENTS: usize = 1024;
+
+/// Changes of agents that may wait.
+const MAX_CHANGES: usize = 16;
+
+/// Port of a name server (RFC 1035 section 4.2).
+const DNS_PORT: u16 = 53;
+
+/// Why the daemon does not run.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    #[error("cannot start the data plane: {0}")]
+    Dataplane(#[source] std::io::Error),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    #[error("cannot answer names at {0}: {1}")]
+    Resolver(SocketAddr, #[source] std::io::Error),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error("the membership is not on disk: {0}")]
+    Unsaved(String),
+}
+
+/// One agent at work.
+#[derive(Debug)]
+struct Running {
+    membership: Membership,
+    facts: Facts,
+    resolver: Option<Resolver>,
+    registry: AbortHandle,
+}
+
+/// Everything the daemon keeps.
+struct Daemon {
+    handle: Handle,
+    dns: Owner,
+    suffix: Suffix,
+    running: BTreeMap<OverlayIp, Running>,
+    facts: watch::Sender<BTreeMap<OverlayIp, Facts>>,
+    sent: Arc<Notify>,
+}
+
+/// Runs a node until `shutdown` ends or somebody asks it to stop; `ready` is called once it answers.
+pub async fn run(
+    config: NodeConfig,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce() + Send,
+) -> Result<(), DaemonError> {
+    let (store, state) = Store::open(&config.state)?;
+    let listener = local_api::bind(&config.socket)?;
+    let udp = udp::bind(config.port)?;
+    let port = udp.port().map_err(DaemonError::Dataplane)?;
+    let plane = dataplane::start(DataplaneConfig { udp });
+    let (plane, worker) = plane.map_err(DaemonError::Dataplane)?;
+    let (handle, jobs) = driver::channel();
+    let (lookups, wanted) = mpsc::channel(MAX_AGENTS);
+    let memberships = state.memberships.clone();
+    let mut core = Core::new(store, state, random::seed(), plane, lookups);
+    core.engine.set_path_mode(path_mode(config.path), now());
+    let driver = tokio::spawn(driver::run(core, jobs, worker));
+    let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
+    let network = tokio::spawn(network::follow(handle.clone(), port));
+    let (facts, seen) = watch::channel(BTreeMap::new());
+    let (changes, mut asked) = mpsc::channel(MAX_CHANGES);
+    let node = Arc::new(Node {
+        handle: handle.clone(),
+        port,
+        dns: config.dns,
+        started: clock::unix(),
+        stop: Arc::new(Notify::new()),
+        sent: Arc::new(Notify::new()),
+        suffix: config.suffix.clone(),
+        changes,
+        facts: seen,
+    });
+    let mut daemon = Daemon {
+        handle,
+        dns: Owner::new(config.dns, &config.state),
+        suffix: config.suffix,
+        running: BTreeMap::new(),
+        facts,
+        sent: Arc::clone(&node.sent),
+    };
+    let mut up = daemon.bring_up(memberships).await;
+    if up.is_ok() {
+        let (stopping, stopped) = oneshot::channel::<()>();
+        let ended = async { drop(stopped.await) };
+        let api = tokio::spawn(local_api::serve(listener, Arc::clone(&node) as _, ended));
+        ready();
+        up = daemon.serve(shutdown, &node.stop, &mut asked).await;
+        drop(stopping);
+        wait_for_api(api).await;
+    }
+    lookups.abort();
+    network.abort();
+    daemon.take_down().await;
+    drop(node);
+    drop(daemon);
+    // The driver ends when the last handle is gone; the gateways learn that we leave.
+    match driver.await {
+        Ok(core) => core.close(),
+        Err(failed) => error!(%failed, "The engine's task failed"),
+    }
+    up
+}
+
+const fn path_mode(mode: PathMode) -> Mode {
+    match mode {
+        PathMode::Auto => Mode::Auto,
+        PathMode::Direct => Mode::Direct,
+        PathMode::Hidden => Mode::Hidden,
+        PathMode::Relay => Mode::Relay,
+    }
+}
+
+async fn wait_for_api(api: JoinHandle<std::io::Result<()>>) {
+    match api.await {
+        Ok(Ok(())) => {}
+        Ok(Err(failed)) => warn!(%failed, "Local API failed"),
+        Err(failed) => error!(%failed, "Local API failed"),
+    }
+}
+
+impl Daemon {
+    async fn bring_up(&mut self, memberships: Vec<Membership>) -> Result<(), DaemonError> {
+        let is_only = memberships.len() == 1;
+        for membership in memberships {
+            let Some(local) = membership.address() else {
+                continue;
+            };
+            let device = match agent::bring_up(&self.handle, local).await {
+                Err(error) if is_only => return Err(error.into()),
+                Err(error) => {
+                    // The others need not suffer; `status` says which one does.
+                    error!(%error, "An agent has no network device");
+                    None
+                }
+                Ok(device) => Some(device),
+            };
+            self.start(local, membership, device).await?;
+        }
+        self.renew_names().await
+    }
+
+    async fn serve(
+        &mut self,
+        shutdown: impl Future<Output = ()> + Send,
+        stop: &Notify,
+        changes: &mut mpsc::Receiver<Change>,
+    ) -> Result<(), DaemonError> {
+        tokio::pin!(shutdown);
+        let handle = self.handle.clone();
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                () = stop.notified() => return Ok(()),
+                // A daemon without its engine looks alive and carries nothing: better to be restarted.
+                () = handle.stopped() => return Err(Stopped.into()),
+                change = changes.recv() => match change {
+                    // Nobody waits for the answer of a caller that went away.
+                    Some(Change::Add(membership, done)) => {
+                        let added = self.add(*membership).await.map_err(|error| error.to_string());
+                        drop(done.send(added));
+                    }
+                    Some(Change::Remove(local, done)) => drop(done.send(self.remove(local).await)),
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// Adds an agent that just joined: kept first, then brought up.
+    async fn add(&mut self, membership: Membership) -> Result<(), DaemonError> {
+        let kept = membership.clone();
+        let added = self.handle.call(move |core| {
+            let added = core.engine.add(kept, now());
+            core.keep();
+            (added, core.unsaved().map(str::to_owned))
+        });
+        let (added, unsaved) = added.await?;
+        if let Some(why) = unsaved {
+            return Err(DaemonError::Unsaved(why));
+        }
+        let Some(local) = added else {
+            return Ok(());
+        };
+        let device = agent::bring_up(&self.handle, local).await?;
+        self.start(local, membership, Some(device)).await?;
+        self.renew_names().await
+    }
+
+    async fn remove(&mut self, local: OverlayIp) -> Option<Membership> {
+        // One whose device could not be made is a member all the same, and may leave.
+        if let Some(gone) = self.running.remove(&local) {
+            gone.registry.abort();
+            if let Some(resolver) = gone.resolver {
+                resolver.stop().await;
+            }
+        }
+        let removed = self.handle.call(move |core| {
+            core.close_outbox(local);
+            (core.engine.remove(local, now()), core.dataplane().clone())
+        });
+        let (removed, plane) = removed.await.ok()?;
+        plane.remove_tun(local).await;
+        if let Err(failed) = self.renew_names().await {
+            warn!(%failed, "Names are not answered");
+        }
+        removed
+    }
+
+    /// Keeps an agent in touch with its registry; one without a device is still a member.
+    async fn start(
+        &mut self,
+        local: OverlayIp,
+        membership: Membership,
+        device: Option<String>,
+    ) -> Result<(), DaemonError> {
+        let outbox = self.handle.call(move |core| core.outbox(local)).await?;
+        let (link, seen) = watch::channel(Link::new());
+        let handle = self.handle.clone();
+        let sent = Arc::clone(&self.sent);
+        let registry = tokio::spawn(
+            Sync {
+                handle,
+                local,
+                outbox,
+                sent,
+                link,
+            }
+            .run(),
+        )
+        .abort_handle();
+        let facts = Facts {
+            device,
+            url: membership.url.clone(),
+            link: seen,
+        };
+        self.running.insert(
+            local,
+            Running {
+                membership,
+                facts,
+                resolver: None,
+                registry,
+            },
+        );
+        let all = self
+            .running
+            .iter()
+            .map(|(local, r)| (*local, r.facts.clone()));
+        self.facts.send_replace(all.collect());
+        Ok(())
+    }
+
+    /// Starts the resolvers anew for the agents there are, and tells the host's programs of them.
+    async fn renew_names(&mut self) -> Result<(), DaemonError> {
+        for running in self.running.values_mut() {
+            if let Some(resolver) = running.resolver.take() {
+                resolver.stop().await;
+            }
+        }
+        let servers = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.facts.device.is_some())
+            .map(|(local, _)| local.ip())
+            .collect::<Vec<_>>();
+        if servers.is_empty() {
+            self.revert_dns();
+            return Ok(());
+        }
+        let mut search = Vec::new();
+        for running in self.running.values() {
+            let name = running.membership.name();
+            search.extend(name.map(|name| format!("{}.{}", name.network(), self.suffix)));
+        }
+        search.dedup();
+        // The resolvers listen before anybody is told to ask them.
+        let before = self.dns.look(&servers)?;
+        self.start_resolvers(&before, &search).await?;
+        self.dns.apply(&servers, &search)?;
+        Ok(())
+    }
+
+    async fn start_resolvers(
+        &mut self,
+        before: &Applied,
+        search: &[String],
+    ) -> Result<(), DaemonError> {
+        let zone = Zone {
+            suffix: self.suffix.clone(),
+            prefixes: self.running.values().map(|r| r.membership.prefix).collect(),
+            retries: Zone::retries(search, &before.search),
+        };
+        let upstream = match before.upstream.as_slice() {
+            [] => Upstream::Refuse,
+            servers => Upstream::Forward(servers.to_vec()),
+        };
+        for (local, running) in &mut self.running {
+            if running.facts.device.is_none() {
+                continue;
+            }
+            let listen = SocketAddr::new(local.ip().into(), DNS_PORT);
+            let (asker, zone, upstream) = (*local, zone.clone(), upstream.clone());
+            let settings = Settings {
+                listen,
+                asker,
+                zone,
+                upstream,
+            };
+            let names = Arc::new(Names::new(self.handle.clone()));
+            let resolver = Resolver::start(settings, names).await;
+            running.resolver =
+                Some(resolver.map_err(|error| DaemonError::Resolver(listen, error))?);
+        }
+        Ok(())
+    }
+
+    fn revert_dns(&self) {
+        match self.dns.revert() {
+            Ok(_) => {}
+            Err(failed) => error!(%failed, "The host's DNS settings are not restored"),
+        }
+    }
+
+    async fn take_down(&mut self) {
+        self.revert_dns();
+        for (_, running) in std::mem::take(&mut self.running) {
+            running.registry.abort();
+            if let Some(resolver) = running.resolver {
+                resolver.stop().await;
+            }
+        }
+        info!("Stopped");
+    }
+}

@@ -1,0 +1,350 @@
+//! The task that owns the engine: everything else sends it messages and waits for answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant as TokioInstant,
+};
+use tracing::{debug, error, info, warn};
+
+use crate::dataplane::{
+    DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
+};
+use crate::engine::{Engine, Event, Time, membership::State};
+use crate::id::OverlayIp;
+use crate::node::store::Store;
+use crate::os::clock;
+use crate::policy::Pair;
+
+/// Messages that may wait for the engine; senders wait when it is full, except the data workers.
+const MAX_JOBS: usize = 256;
+
+/// Messages of a worker handled before the timers get their turn.
+const BURST: usize = 64;
+
+/// The host's own network namespace; all devices of the daemon are in it.
+pub(super) const HOST: Realm = Realm(0);
+
+/// Longest sleep without a deadline.
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// The daemon is stopping, and its engine is no more.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("the daemon is stopping")]
+pub struct Stopped;
+
+type Job = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// Reaches the engine from other tasks.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Handle {
+    /// Runs `work` in the task that owns the engine and returns what it returned.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once sent, the work is done even if nobody waits for it any more.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |core| {
+            // Nobody waits for the answer of a cancelled call.
+            drop(answer.send(work(core)));
+        });
+        self.jobs.send(job).await.map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// Waits until the engine is no more, by whatever cause.
+    ///
+    /// # Cancel safety
+    ///
+    /// Changes nothing.
+    pub async fn stopped(&self) {
+        self.jobs.closed().await;
+    }
+}
+
+/// What the driver's task owns.
+pub struct Core {
+    pub engine: Engine,
+    pub store: Store,
+    dataplane: DataplaneHandle,
+    epoch: u64,
+    /// Resolved when the workers use the tables published last; None when somebody took it.
+    published: Option<Published>,
+    pongs: BTreeMap<u64, oneshot::Sender<Duration>>,
+    /// Wakes the registry tasks, by agent.
+    outboxes: BTreeMap<OverlayIp, Arc<Notify>>,
+    /// Agents whose gateway's endpoints are to be looked up.
+    gateways: mpsc::Sender<OverlayIp>,
+    /// Why the state could not be written last; None when it was.
+    unsaved: Option<String>,
+    /// Agents whose device somebody took away.
+    lost_devices: BTreeSet<OverlayIp>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// Takes up the state; `gateways` receives agents whose gateway is to be looked up.
+    pub fn new(
+        store: Store,
+        state: State,
+        seed: [u8; 32],
+        dataplane: DataplaneHandle,
+        gateways: mpsc::Sender<OverlayIp>,
+    ) -> Self {
+        Self {
+            engine: Engine::new(state, seed, now()),
+            store,
+            dataplane,
+            epoch: 0,
+            published: None,
+            pongs: BTreeMap::new(),
+            outboxes: BTreeMap::new(),
+            gateways,
+            unsaved: None,
+            lost_devices: BTreeSet::new(),
+        }
+    }
+
+    /// Returns why the state could not be written; None when all is on disk.
+    pub fn unsaved(&self) -> Option<&str> {
+        self.unsaved.as_deref()
+    }
+
+    /// Tells whether somebody took the device of `local` away.
+    pub fn has_lost_device(&self, local: OverlayIp) -> bool {
+        self.lost_devices.contains(&local)
+    }
+
+    /// Returns the data plane.
+    pub const fn dataplane(&self) -> &DataplaneHandle {
+        &self.dataplane
+    }
+
+    /// Returns what wakes the registry task of an agent.
+    pub fn outbox(&mut self, local: OverlayIp) -> Arc<Notify> {
+        Arc::clone(self.outboxes.entry(local).or_default())
+    }
+
+    /// Forgets what wakes the registry task of an agent that left.
+    pub fn close_outbox(&mut self, local: OverlayIp) {
+        self.outboxes.remove(&local);
+        self.lost_devices.remove(&local);
+    }
+
+    /// Returns what resolves when the answer to probe `id` came.
+    pub fn await_pong(&mut self, id: u64) -> oneshot::Receiver<Duration> {
+        let (pong, answered) = oneshot::channel();
+        self.pongs.retain(|_, waiting| !waiting.is_closed());
+        self.pongs.insert(id, pong);
+        answered
+    }
+
+    /// Writes what must not be forgotten, at once.
+    pub fn keep(&mut self) {
+        self.save();
+    }
+
+    /// Stops the data plane; what it still had to send is sent.
+    pub fn close(self) {
+        self.dataplane.shutdown();
+    }
+
+    /// Carries out what the engine wants now; returns what resolves when the workers know.
+    ///
+    /// This is the barrier of a revocation: the state is on disk when this returns, and nothing of
+    /// a removed peer is delivered or sent any more once the receiver resolved.
+    pub fn settle_now(&mut self) -> Option<Published> {
+        self.drain();
+        self.published.take()
+    }
+
+    /// Takes out everything the engine has to say.
+    fn drain(&mut self) {
+        while let Some(event) = self.engine.poll_event() {
+            self.handle_event(event);
+        }
+        let mut packets = Vec::new();
+        while let Some(packet) = self.engine.poll_packet() {
+            let (local, peer, bytes) = (packet.local, packet.peer, packet.bytes);
+            packets.push(InPacket { local, peer, bytes });
+        }
+        if !packets.is_empty() {
+            self.dataplane.deliver(packets);
+        }
+        while let Some((local, bytes)) = self.engine.poll_injection() {
+            self.dataplane.inject(local, bytes);
+        }
+        let mut datagrams = Vec::new();
+        while let Some(transmit) = self.engine.poll_transmit() {
+            datagrams.push((transmit.to, transmit.bytes));
+        }
+        if !datagrams.is_empty() {
+            self.dataplane.send(datagrams);
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Changed => self.save(),
+            Event::Gateway { local } => {
+                // There is room for every agent a node carries.
+                if self.gateways.try_send(local).is_err() {
+                    warn!("Too many gateways to look up at once");
+                }
+            }
+            Event::Outbox { local } => self.outbox(local).notify_one(),
+            Event::Pending { local, from } => {
+                info!("A trust request waits for an answer");
+                debug!(%local, %from, "Trust request");
+            }
+            Event::Pong { id, rtt, .. } => {
+                if let Some(waiting) = self.pongs.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _gone = waiting.send(rtt);
+                }
+            }
+            Event::Tables => self.publish(),
+        }
+    }
+
+    fn save(&mut self) {
+        let saved = tokio::task::block_in_place(|| self.store.save(&self.engine.state()));
+        match saved {
+            Ok(()) => self.unsaved = None,
+            Err(failed) => {
+                error!(error = %failed, "Cannot write the state");
+                self.unsaved = Some(failed.to_string());
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.epoch += 1;
+        let peers = self.engine.tables().into_iter();
+        let tables = Tables {
+            epoch: self.epoch,
+            locals: self.engine.locals().map(|local| (local, HOST)).collect(),
+            peers: peers
+                .map(|(local, peer, inbound)| (Pair { local, peer }, PeerEntry { inbound }))
+                .collect(),
+        };
+        self.published = Some(self.dataplane.publish(tables));
+    }
+
+    fn handle_worker(&mut self, message: FromWorker) {
+        let time = now();
+        match message {
+            FromWorker::Datagrams(all) => {
+                for (from, bytes) in all {
+                    self.engine.handle_datagram(from, &bytes, time);
+                }
+            }
+            FromWorker::Packets(all) => {
+                for packet in all {
+                    self.engine
+                        .handle_packet(packet.local, packet.peer, &packet.bytes, time);
+                }
+            }
+            FromWorker::TunGone(local) => {
+                warn!("A network device was removed by somebody else");
+                debug!(%local, "Network device gone");
+                self.lost_devices.insert(local);
+            }
+            FromWorker::Unknown(packet) if self.engine.has_peer(packet.local, packet.peer) => {
+                // The worker had not seen the newest tables, which are before this in its queue.
+                self.dataplane.resume(vec![packet]);
+            }
+            FromWorker::Unknown(packet) => {
+                self.engine
+                    .handle_unknown(packet.local, &packet.bytes, time);
+            }
+        }
+    }
+}
+
+/// Runs the engine until every [`Handle`] is gone; then tells the gateways that we leave.
+pub async fn run(
+    mut core: Core,
+    mut jobs: mpsc::Receiver<Job>,
+    mut worker: mpsc::Receiver<FromWorker>,
+) -> Core {
+    core.drain();
+    loop {
+        let deadline = core.engine.poll_timeout().map_or_else(
+            || TokioInstant::now() + NEVER,
+            |(at, _reason)| TokioInstant::from_std(at),
+        );
+        tokio::select! {
+            biased;
+            job = jobs.recv() => match job {
+                Some(job) => job(&mut core),
+                None => break,
+            },
+            () = tokio::time::sleep_until(deadline) => core.engine.handle_timeout(now()),
+            message = worker.recv() => match message {
+                Some(message) => {
+                    core.handle_worker(message);
+                    for _ in 0..BURST {
+                        let Ok(more) = worker.try_recv() else { break };
+                        core.handle_worker(more);
+                    }
+                }
+                None => break,
+            },
+        }
+        core.drain();
+    }
+    core.engine.detach(now());
+    core.drain();
+    core
+}
+
+/// Makes the channel on which jobs reach the engine.
+pub fn channel() -> (Handle, mpsc::Receiver<Job>) {
+    let (sender, receiver) = mpsc::channel(MAX_JOBS);
+    (Handle { jobs: sender }, receiver)
+}
+
+/// Returns both clocks.
+pub fn now() -> Time {
+    Time {
+        now: clock::now(),
+        unix: clock::unix(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_ended_is_noticed() {
+        let (handle, jobs) = channel();
+
+        drop(jobs);
+
+        handle.stopped().await;
+        assert!(handle.call(|_| ()).await.is_err());
+    }
+}

@@ -1,0 +1,132 @@
+//! The gateway daemon: its keys, its registry, the server between them and its status socket.
+
+mod follow;
+mod setup;
+mod status;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::GatewaySettings;
+use crate::gateway::core::{CoreConfig, CoreKeys};
+use crate::gateway::server::{self, Gateway};
+use crate::node::local_api::{self, SocketError};
+use crate::os::files::FileError;
+use crate::os::lock::{LockError, StateLock};
+use crate::registry::client::ClientError;
+
+pub use setup::{Initialised, Plan, init};
+
+/// Commands that may wait for the server.
+const MAX_COMMANDS: usize = 256;
+
+/// Why a gateway cannot be made or run.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    #[error("{} exists already; this directory holds a gateway", .0.display())]
+    Exists(PathBuf),
+    #[error("there is no gateway in {}", .0.display())]
+    Missing(PathBuf),
+    #[error("agents cannot reach {0}: name what they use, as gateway.example.org:16201")]
+    NeedsAddress(SocketAddr),
+    #[error("the operator token's registry pin is damaged")]
+    BadPin,
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Registry(Box<ClientError>),
+    #[error(transparent)]
+    Server(#[from] server::GatewayError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+impl From<ClientError> for GatewayError {
+    fn from(error: ClientError) -> Self {
+        Self::Registry(Box::new(error))
+    }
+}
+
+/// What a gateway runs with: settings whose places are known.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    pub dir: PathBuf,
+    pub settings: GatewaySettings,
+}
+
+impl GatewayConfig {
+    /// Completes settings by the directory of the file they came from.
+    pub fn new(settings: GatewaySettings, file: &Path) -> Self {
+        let beside = || file.parent().unwrap_or_else(|| Path::new("."));
+        let dir = settings
+            .state
+            .clone()
+            .unwrap_or_else(|| beside().to_owned());
+        Self { dir, settings }
+    }
+
+    /// Returns where the running gateway tells its status.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("gateway.sock")
+    }
+
+    fn core(&self) -> CoreConfig {
+        let attach = &self.settings.attach;
+        CoreConfig {
+            lease: Duration::from_secs(attach.lease),
+            mtu: self.settings.udp.mtu,
+            max_attachments: attach.max_agents,
+            max_handshakes: attach.max_handshakes,
+            handshakes_per_second: attach.handshakes_per_second,
+            per_source: attach.handshakes_per_source,
+            burst: attach.burst_per_source,
+        }
+    }
+}
+
+/// Runs a gateway until `shutdown` ends; calls `ready` with its addresses once it listens.
+pub async fn serve(
+    config: GatewayConfig,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce(Vec<SocketAddr>) + Send,
+) -> Result<(), GatewayError> {
+    let keys = setup::load(&config.dir)?;
+    let _lock = StateLock::take(&config.dir)?;
+    let known = follow::Known::open(&config.dir)?;
+    let listener = local_api::bind(&config.socket())?;
+    let server = server::GatewayConfig {
+        listen: config.settings.udp.listen.clone(),
+        recovery: config.dir.join("attachments.json"),
+        core: config.core(),
+    };
+    let core = CoreKeys {
+        gateway: keys.identity.did(),
+        tunnel: keys.tunnel.clone(),
+        reset: keys.reset_key(),
+    };
+    let gateway = Gateway::bind(&server, core)?;
+    let (commands, received) = mpsc::channel(MAX_COMMANDS);
+    let (stopping, stopped) = oneshot::channel::<()>();
+    let status = tokio::spawn(status::serve(listener, commands.clone(), async {
+        drop(stopped.await);
+    }));
+    let reach = setup::reach(&config.settings, &gateway.addresses());
+    let region = config.settings.udp.region.clone();
+    let follow = follow::Follow::new(keys, reach, region, commands, known);
+    let follow = tokio::spawn(follow.run());
+    ready(gateway.addresses());
+    gateway.run(received, shutdown).await;
+    follow.abort();
+    drop(stopping);
+    // It ends by itself soon; what it still had to say is of no use to anybody.
+    drop(status.await);
+    Ok(())
+}

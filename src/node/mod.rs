@@ -1,0 +1,19 @@
+//! The node daemon around the engine.
+
+pub mod agent;
+pub mod alone;
+mod control;
+pub mod daemon;
+pub mod dev;
+pub mod driver;
+pub mod gateway;
+mod gateways;
+pub mod join;
+pub mod local_api;
+mod names;
+mod network;
+pub mod owner;
+pub mod resolver;
+mod running;
+pub mod store;
+mod sync;

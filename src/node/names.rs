@@ -1,0 +1,51 @@
+use async_trait::async_trait;
+
+use crate::id::{FullName, OverlayIp};
+use crate::node::{
+    driver::{Handle, now},
+    resolver::{Directory, Found},
+};
+
+/// Finds names in the engine, for the agents of this host.
+///
+/// Programs in one network namespace can use each of its agents' addresses, so they may see what
+/// any of those agents may see; the agent whose resolver was asked comes first.
+#[derive(Debug)]
+pub(super) struct Names {
+    handle: Handle,
+}
+
+impl Names {
+    /// Makes a directory over the engine behind `handle`.
+    pub(super) const fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+}
+
+#[async_trait]
+impl Directory for Names {
+    async fn by_name(&self, asker: OverlayIp, name: &FullName) -> Found {
+        let name = name.clone();
+        let found = self.handle.call(move |core| {
+            let others = core.engine.locals().filter(|local| *local != asker);
+            let askers = std::iter::once(asker).chain(others).collect::<Vec<_>>();
+            askers
+                .into_iter()
+                .find_map(|asker| core.engine.by_name(asker, &name, now()))
+        });
+        match found.await {
+            Ok(Some(address)) => Found::Yes(address),
+            Ok(None) => Found::No,
+            Err(_) => Found::Unavailable,
+        }
+    }
+
+    async fn by_address(&self, asker: OverlayIp, address: OverlayIp) -> Option<FullName> {
+        let found = self.handle.call(move |core| {
+            let others = core.engine.locals().filter(|local| *local != asker);
+            let mut askers = std::iter::once(asker).chain(others);
+            askers.find_map(|asker| core.engine.by_address(asker, address))
+        });
+        found.await.ok().flatten()
+    }
+}

@@ -1,0 +1,74 @@
+//! The running daemon, as those reach it who ask something of it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::config::DnsMode;
+use crate::engine::membership::Membership;
+use crate::id::{OverlayIp, Suffix, UnixTime};
+use crate::node::driver::Handle;
+use crate::node::sync::Link;
+use crate::wire::api::local::RegistryStatus;
+
+/// What is known of an agent beside the engine.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    /// None when it could not be made.
+    pub(super) device: Option<String>,
+    pub(super) url: String,
+    pub(super) link: watch::Receiver<Link>,
+}
+
+/// An agent joined or left while the daemon runs.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// Answered with why the agent does not run.
+    Add(Box<Membership>, oneshot::Sender<Result<(), String>>),
+    Remove(OverlayIp, oneshot::Sender<Option<Membership>>),
+}
+
+/// The running daemon, as its local API reaches it.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) handle: Handle,
+    /// The UDP port of the underlay.
+    pub(super) port: u16,
+    pub(super) dns: DnsMode,
+    pub(super) started: UnixTime,
+    /// Told when somebody wants the daemon to stop.
+    pub(super) stop: Arc<Notify>,
+    /// Told when the registry took a statement.
+    pub(super) sent: Arc<Notify>,
+    pub(super) suffix: Suffix,
+    pub(super) changes: mpsc::Sender<Change>,
+    pub(super) facts: watch::Receiver<BTreeMap<OverlayIp, Facts>>,
+}
+
+impl Node {
+    pub(super) fn links(&self) -> BTreeMap<OverlayIp, RegistryStatus> {
+        let facts = self.facts.borrow();
+        let status = |facts: &Facts| {
+            let link = facts.link.borrow().clone();
+            let (state, since, error) = (link.state, link.since, link.error);
+            RegistryStatus {
+                url: facts.url.clone(),
+                state,
+                since,
+                error,
+            }
+        };
+        facts
+            .iter()
+            .map(|(local, facts)| (*local, status(facts)))
+            .collect()
+    }
+
+    pub(super) fn devices(&self) -> BTreeMap<OverlayIp, String> {
+        let facts = self.facts.borrow();
+        facts
+            .iter()
+            .filter_map(|(local, facts)| Some((*local, facts.device.clone()?)))
+            .collect()
+    }
+}

@@ -1,0 +1,257 @@
+//! Keeps one agent and its registry in touch: record, outbox and event stream.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info, warn};
+
+use crate::engine::{
+    Forwarded,
+    membership::{Membership, Outgoing, REFRESH},
+};
+use crate::id::{OverlayIp, UnixTime};
+use crate::node::driver::{Core, Handle, Stopped, now};
+use crate::os::{clock, random, tls::Pin};
+use crate::registry::client::{Caller, ClientError, RegistryClient, WatchEvent};
+use crate::wire::api::{local::LinkState, registry::EventKind};
+
+/// First pause after a failure; doubled up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Longest pause, so that a registry that comes back is found soon by a person's measure.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// How the connection to a registry stands.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) state: LinkState,
+    pub(super) since: UnixTime,
+    /// Why it is not connected; None while it is.
+    pub(super) error: Option<String>,
+}
+
+impl Link {
+    /// Makes the link of an agent that has not been connected yet.
+    pub(super) fn new() -> Self {
+        Self {
+            state: LinkState::Connecting,
+            since: clock::unix(),
+            error: None,
+        }
+    }
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Why one connection ended.
+#[derive(Debug)]
+enum Ended {
+    Registry(ClientError),
+    Stopped,
+}
+
+impl From<ClientError> for Ended {
+    fn from(error: ClientError) -> Self {
+        Self::Registry(error)
+    }
+}
+
+impl From<Stopped> for Ended {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+/// One agent's connection to its registry, over all reconnections.
+#[derive(Debug)]
+pub(super) struct Sync {
+    pub(super) handle: Handle,
+    pub(super) local: OverlayIp,
+    pub(super) outbox: Arc<Notify>,
+    /// Told when the registry took a statement.
+    pub(super) sent: Arc<Notify>,
+    pub(super) link: watch::Sender<Link>,
+}
+
+impl Sync {
+    /// Stays in touch until the daemon stops or the agent leaves.
+    pub(super) async fn run(self) {
+        let mut cursor = None;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let since = clock::now();
+            match self.connection(&mut cursor).await {
+                Err(Ended::Stopped) => return,
+                Err(Ended::Registry(error)) => self.report(&error),
+                Ok(never) => match never {},
+            }
+            // A connection that lasted begins anew without a pause worth noticing.
+            let lasted = clock::now().duration_since(since) > MAX_PAUSE;
+            pause = if lasted {
+                FIRST_PAUSE
+            } else {
+                (pause * 2).min(MAX_PAUSE)
+            };
+            tokio::time::sleep(jittered(pause)).await;
+        }
+    }
+
+    fn report(&self, error: &ClientError) {
+        let state = if error.is_passing() {
+            LinkState::Unreachable
+        } else {
+            LinkState::Refused
+        };
+        let text = error.to_string();
+        self.link.send_if_modified(|link| {
+            let changed = link.state != state;
+            if changed {
+                warn!(error = %text, "Registry lost");
+                *link = Link {
+                    state,
+                    since: clock::unix(),
+                    error: None,
+                };
+            }
+            link.error = Some(text);
+            changed
+        });
+    }
+
+    async fn connection(&self, cursor: &mut Option<String>) -> Result<Infallible, Ended> {
+        let membership = self.membership().await?;
+        let malformed = || ClientError::Malformed("the stored pin is damaged".to_owned());
+        let pin = membership.pin.parse::<Pin>().map_err(|_| malformed())?;
+        let (url, domain) = (&membership.url, membership.domain);
+        let client = RegistryClient::connect(url, pin, domain, clock::unix()).await?;
+        for gateway in client.gateways() {
+            self.take(Forwarded::Gateway, gateway.text().to_owned())
+                .await?;
+        }
+        self.refresh(&client, &membership).await?;
+        let caller = caller(&membership);
+        let mut events = client.watch(&caller, cursor.as_deref()).await?;
+        info!("Registry connected");
+        let connected = Link {
+            state: LinkState::Connected,
+            since: clock::unix(),
+            error: None,
+        };
+        self.link.send_replace(connected);
+        let mut refresh = tokio::time::interval(REFRESH);
+        refresh.reset();
+        self.send_outbox(&client, &membership).await?;
+        loop {
+            tokio::select! {
+                event = events.next() => self.handle(event?, cursor).await?,
+                () = self.outbox.notified() => self.send_outbox(&client, &membership).await?,
+                _ = refresh.tick() => self.refresh(&client, &membership).await?,
+            }
+        }
+    }
+
+    async fn membership(&self) -> Result<Membership, Ended> {
+        let local = self.local;
+        let found = self
+            .handle
+            .call(move |core| core.engine.membership(local).cloned())
+            .await?;
+        found.ok_or(Ended::Stopped)
+    }
+
+    async fn handle(&self, event: WatchEvent, cursor: &mut Option<String>) -> Result<(), Ended> {
+        let kind = match event.kind {
+            EventKind::Consent => Some(Forwarded::Consent),
+            EventKind::Gateway => Some(Forwarded::Gateway),
+            EventKind::Record => Some(Forwarded::Record),
+            EventKind::Request => Some(Forwarded::Request),
+            EventKind::Revocation => Some(Forwarded::Revocation),
+            EventKind::Live | EventKind::Network | EventKind::Reset => None,
+        };
+        if let Some(kind) = kind {
+            self.take(kind, event.statement).await?;
+        }
+        // Moved only once the event is handled and kept.
+        if event.id.is_some() {
+            *cursor = event.id;
+        }
+        Ok(())
+    }
+
+    /// Gives a statement to the engine; one that does not hold does not block the others.
+    async fn take(&self, kind: Forwarded, text: String) -> Result<(), Ended> {
+        let local = self.local;
+        let taken = self
+            .handle
+            .call(move |core| core.engine.handle_statement(local, kind, &text, now()))
+            .await?;
+        if let Err(refused) = taken {
+            debug!(?kind, %refused, "Statement refused");
+        }
+        Ok(())
+    }
+
+    /// Puts our record for another lease, and takes the admission if it was renewed.
+    async fn refresh(&self, client: &RegistryClient, of: &Membership) -> Result<(), Ended> {
+        let local = self.local;
+        let record = self
+            .handle
+            .call(move |core| core.engine.record(local, now()))
+            .await?;
+        let Some(record) = record else {
+            let lapsed = "this agent's membership lapsed; join again with a new token".to_owned();
+            return Err(ClientError::Malformed(lapsed).into());
+        };
+        let lease = client.put_record(&caller(of), &record).await?;
+        if let Some(admission) = lease.admission {
+            let text = admission.text().to_owned();
+            let set = move |core: &mut Core| core.engine.set_admission(local, &text, now());
+            if let Err(refused) = self.handle.call(set).await? {
+                warn!(%refused, "The renewed admission does not hold");
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_outbox(&self, client: &RegistryClient, of: &Membership) -> Result<(), Ended> {
+        let local = self.local;
+        let waiting = self
+            .handle
+            .call(move |core| core.engine.outbox(local))
+            .await?;
+        for outgoing in waiting {
+            let caller = caller(of);
+            let sent = match &outgoing {
+                Outgoing::Consent(consent) => client.consent(&caller, consent).await,
+                Outgoing::Request(request) => client.request(&caller, request).await,
+            };
+            match sent {
+                // Only the registry's own word on a statement ends it, not a clock or a key that is off.
+                Err(error) if error.is_passing() || error.problem().is_none() => {
+                    return Err(error.into());
+                }
+                Err(error) => warn!(%error, "The registry refused a statement for good"),
+                Ok(()) => {}
+            }
+            self.handle
+                .call(move |core| core.engine.sent(local, &outgoing))
+                .await?;
+            self.sent.notify_waiters();
+        }
+        Ok(())
+    }
+}
+
+fn caller(membership: &Membership) -> Caller<'_> {
+    Caller::member(&membership.identity, membership.network, clock::unix())
+}
+
+/// Returns a pause between half and the whole of `pause`, so that many nodes do not come at once.
+fn jittered(pause: Duration) -> Duration {
+    let [random, ..] = random::seed();
+    pause / 2 + (pause / 2).mul_f64(f64::from(random) / 255.0)
+}

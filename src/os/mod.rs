@@ -1,0 +1,15 @@
+//! Everything that touches the machine: devices, sockets, files, clock.
+
+pub mod clock;
+pub mod dns;
+pub mod files;
+pub mod host;
+pub mod link;
+pub mod lock;
+pub mod paths;
+pub mod random;
+pub mod route;
+pub mod sysctl;
+pub mod tls;
+pub mod tun;
+pub mod udp;

@@ -1,0 +1,84 @@
+//! TUN devices: created here, read and written by the data plane.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use nix::errno::Errno;
+use thiserror::Error;
+use tun_rs::DeviceBuilder;
+
+/// The kernel takes the first free number for `%d`.
+pub const ANY_NAME: &str = "agn%d";
+
+const NODE: &str = "/dev/net/tun";
+
+/// What stops a device from being created.
+#[derive(Debug, Error)]
+pub enum TunError {
+    #[error("not permitted to create a TUN device (needs CAP_NET_ADMIN and access to {NODE})")]
+    Denied,
+    #[error("a network device `{0}` is there already")]
+    NameTaken(String),
+    #[error("the kernel offers no TUN devices ({NODE} is missing or its module is not loaded)")]
+    NoDevice,
+    #[error("cannot create a TUN device")]
+    Os(#[source] io::Error),
+}
+
+/// A TUN device, down and without address; it goes away when its descriptor is closed.
+#[derive(Debug)]
+pub struct Tun {
+    pub name: String,
+    pub index: u32,
+    /// Nonblocking; each read or write is one IP packet without any header before it.
+    pub fd: OwnedFd,
+}
+
+/// Creates a device named `name` (or [`ANY_NAME`]).
+pub fn create(name: &str, mtu: u16) -> Result<Tun, TunError> {
+    // tun-rs would make the device node itself; whether there is one is the host's decision.
+    if !Path::new(NODE).exists() {
+        return Err(TunError::NoDevice);
+    }
+    let failed = |error: io::Error| classify(name, error);
+    // Not brought up here: addresses and settings come first.
+    let device = DeviceBuilder::new()
+        .name(name)
+        .mtu(mtu)
+        .inherit_enable_state()
+        .build_sync()
+        .map_err(failed)?;
+    device.set_nonblocking(true).map_err(failed)?;
+    Ok(Tun {
+        name: device.name().map_err(failed)?,
+        index: device.if_index().map_err(failed)?,
+        fd: device.as_fd().try_clone_to_owned().map_err(failed)?,
+    })
+}
+
+fn classify(name: &str, error: io::Error) -> TunError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => TunError::Denied,
+        Some(Errno::EBUSY | Errno::EEXIST) => TunError::NameTaken(name.to_owned()),
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDevice,
+        _ => TunError::Os(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_what_is_missing() {
+        let of = |errno: Errno| classify("agn0", io::Error::from(errno)).to_string();
+
+        assert!(of(Errno::EPERM).contains("CAP_NET_ADMIN"));
+        assert!(of(Errno::EBUSY).contains("agn0"));
+        assert!(of(Errno::ENODEV).contains("/dev/net/tun"));
+        assert!(of(Errno::EMFILE).contains("cannot create"));
+    }
+}

@@ -1,0 +1,312 @@
+//! What the daemon's local API and the CLI's `--json` say (protocol.md section 10).
+//!
+//! Every answer travels as [`Versioned`], so that `"v":1` stands at the top. Times are Unix
+//! milliseconds by the daemon's clock, which each answer that tells ages carries as `now`.
+
+mod act;
+mod owner;
+mod trust;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AgentId, Did, Label, NetworkId, OverlayIp, UnixTime};
+use crate::statement::Scope;
+
+pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
+pub use owner::{Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
+pub use trust::{
+    AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,
+    TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
+};
+
+/// The version of every type here.
+pub const VERSION: u8 = 1;
+
+/// Largest body of a request: a join token with room for its wrapping.
+pub const MAX_BODY: usize = 64 * 1024; // bytes
+
+/// An answer with its version at the top.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Versioned<T> {
+    pub v: u8,
+    #[serde(flatten)]
+    pub body: T,
+}
+
+impl<T> Versioned<T> {
+    /// Puts the version onto `body`.
+    pub const fn new(body: T) -> Self {
+        Self { v: VERSION, body }
+    }
+}
+
+/// `GET /v1/version`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Version {
+    pub version: String,
+}
+
+/// `GET /v1/status`: the node as its operator sees it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Status {
+    pub version: String,
+    pub now: UnixTime,
+    pub started: UnixTime,
+    pub pid: u32,
+    /// UDP sockets as bound, ports resolved.
+    pub udp: Vec<SocketAddr>,
+    /// `resolv-conf` or `none`.
+    pub dns: String,
+    pub agents: Vec<AgentStatus>,
+    /// Dropped packets by reason, zeros left out.
+    pub drops: BTreeMap<String, u64>,
+    /// What needs a person, most urgent first.
+    pub warnings: Vec<Warning>,
+}
+
+/// One agent of the node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct AgentStatus {
+    /// Full name, `planner.acme.agent`.
+    pub name: String,
+    pub id: AgentId,
+    pub address: OverlayIp,
+    pub network: Label,
+    pub network_id: NetworkId,
+    pub membership: MembershipStatus,
+    pub registry: RegistryStatus,
+    /// None before the first gateway is known.
+    pub gateway: Option<GatewayStatus>,
+    /// Name of its network device; None while there is none.
+    pub device: Option<String>,
+    /// Agents both consents stand with.
+    pub peers: u32,
+    /// Requests that wait for an answer here.
+    pub pending: u32,
+}
+
+/// How long an agent stays a member.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MembershipStatus {
+    /// When the current proof was signed.
+    pub since: UnixTime,
+    pub expires: UnixTime,
+    /// Whether the registry renews it while the agent is seen.
+    pub renews: bool,
+}
+
+impl MembershipStatus {
+    /// A week gives a person time to fetch a new grant.
+    const NOTICE: Duration = Duration::from_secs(7 * 86_400);
+
+    /// Tells whether a person should look: less than a quarter left (renewal comes at half), or
+    /// less than the notice when nobody renews it.
+    pub fn lapses_soon(&self, now: UnixTime) -> bool {
+        let left = self.expires.since(now);
+        left < self.expires.since(self.since) / 4 || (!self.renews && left < Self::NOTICE)
+    }
+}
+
+/// How a connection of the node stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    Connected,
+    Connecting,
+    /// The other end answers and does not accept us.
+    Refused,
+    Unreachable,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connected => "connected",
+            Self::Connecting => "connecting",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// The registry as an agent sees it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RegistryStatus {
+    pub url: String,
+    pub state: LinkState,
+    /// When it came into this state.
+    pub since: UnixTime,
+    /// Why it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The gateway an agent is attached to.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct GatewayStatus {
+    pub id: Did,
+    /// `host:port` in use, else the one that the gateway announces.
+    pub endpoint: String,
+    pub state: LinkState,
+    /// When it came into this state.
+    pub since: UnixTime,
+    /// This node's address as the gateway sees it; None before the first attach.
+    pub observed: Option<SocketAddr>,
+    /// None before the first measurement.
+    pub rtt_ms: Option<f64>,
+}
+
+/// Something that needs a person.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Warning {
+    /// Stable name of the cause.
+    pub code: String,
+    pub text: String,
+    /// What to do about it.
+    pub cure: String,
+}
+
+/// `GET /v1/peers`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Peers {
+    pub now: UnixTime,
+    pub peers: Vec<Peer>,
+}
+
+/// An agent with a consent to or from one of ours.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Peer {
+    /// Full name of the peer.
+    pub name: String,
+    pub id: AgentId,
+    pub address: OverlayIp,
+    /// Full name of the local agent.
+    pub agent: String,
+    pub state: SessionState,
+    /// None without a session.
+    pub path: Option<PathKind>,
+    pub last_handshake: Option<UnixTime>,
+    /// Last authenticated packet from it: the health of the data path, whatever control says.
+    pub last_inbound: Option<UnixTime>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    /// What it may reach here; None without our consent.
+    pub inbound: Option<Scope>,
+    /// What we may reach there; None without its consent.
+    pub outbound: Option<Scope>,
+}
+
+/// How the encrypted session with a peer stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// Both consents stand, nothing to say yet.
+    None,
+    Handshaking,
+    Up,
+}
+
+impl fmt::Display for SessionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "idle",
+            Self::Handshaking => "handshaking",
+            Self::Up => "up",
+        })
+    }
+}
+
+/// Which way packets of a session take.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathKind {
+    Direct,
+    Relay,
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+        })
+    }
+}
+
+/// Query of `GET /v1/whois`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WhoisQuery {
+    pub address: Ipv6Addr,
+}
+
+/// `GET /v1/whois`: who has an overlay address, as proven by its key.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Whois {
+    pub name: String,
+    pub id: AgentId,
+    pub address: OverlayIp,
+    pub network: Label,
+    pub network_id: NetworkId,
+    /// Whether it is an agent of this node.
+    pub local: bool,
+    pub tags: Vec<Label>,
+    pub membership_expires: UnixTime,
+    /// What it may reach here; None without our consent.
+    pub inbound: Option<Scope>,
+    /// What we may reach there; None without its consent.
+    pub outbound: Option<Scope>,
+}
+
+/// Query of lists: narrows them to one local agent.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct OfAgent {
+    /// Name of the local agent; None for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_stands_at_the_top() {
+        let answer = Versioned::new(Down { stopping: true });
+
+        let json = serde_json::to_value(&answer).unwrap();
+
+        assert_eq!(json, serde_json::json!({ "v": 1, "stopping": true }));
+        assert_eq!(
+            serde_json::from_value::<Versioned<Down>>(json).unwrap(),
+            answer
+        );
+    }
+
+    #[test]
+    fn a_membership_warns_ahead_of_its_end() {
+        let days = |n: u64| UnixTime::from_secs(n * 86_400);
+        let renewed = MembershipStatus {
+            since: days(0),
+            expires: days(4),
+            renews: true,
+        };
+        assert!(
+            !renewed.lapses_soon(days(2))
+                && renewed.lapses_soon(UnixTime::from_secs(3 * 86_400 + 1))
+        );
+
+        let fixed = MembershipStatus {
+            since: days(0),
+            expires: days(20),
+            renews: false,
+        };
+        assert!(!fixed.lapses_soon(days(13)) && fixed.lapses_soon(days(14)));
+    }
+}

@@ -1,0 +1,13 @@
+//! Bytes to types: views, frames and messages of every protocol spoken here; total parsers, no state.
+
+pub mod a2g;
+pub mod api;
+pub mod candidate;
+pub mod control;
+pub mod datagram;
+pub mod dns;
+pub mod drop;
+mod extensions;
+pub mod icmp6;
+pub mod ip;
+pub mod part;

@@ -1,0 +1,234 @@
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::Ran;
+use crate::fake::FakeDaemon;
+use crate::finish;
+use crate::program;
+use crate::run;
+
+fn ask(daemon: &FakeDaemon, args: &[&str]) -> Ran {
+    run(&[args, &["--socket", &daemon.socket]].concat())
+}
+
+#[test]
+fn status_tells_what_is_wrong_and_what_to_do() {
+    let daemon = FakeDaemon::start();
+
+    let ran = ask(&daemon, &["status"]);
+
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    for line in [
+        "agentnet 0.1.0, up for 3 h, process 812, UDP 0.0.0.0:16200, DNS resolv-conf",
+        "planner.acme.agent",
+        "  registry    unreachable for 5 min  https://registry.test:8443: connection refused",
+        "  gateway     connected for 2 h  203.0.113.7:16201, 12.3 ms, sees us at 198.51.100.4:40000",
+        "  membership  renews itself, else ends in 10 d",
+        "  peers       1, 1 waiting for an answer (agentnet trust pending)",
+        "dropped packets: filter_scope 3",
+        "  cure: check that this host can reach https://registry.test:8443",
+    ] {
+        assert!(ran.out.lines().any(|l| l == line), "{line}\n{}", ran.out);
+    }
+}
+
+#[test]
+fn every_fact_is_json_with_its_version() {
+    let daemon = FakeDaemon::start();
+    for args in [
+        ["status"].as_slice(),
+        &["peers"],
+        &["version"],
+        &["trust", "pending"],
+        &["trust", "list"],
+        &["trust", "auto", "list"],
+        &[
+            "trust",
+            "auto",
+            "add",
+            "--from",
+            "tag:build",
+            "--allow",
+            "tcp/8000",
+        ],
+        &["trust", "auto", "remove", "--from", "worker-*"],
+        &["trust", "request", "b", "--reason", "why not"],
+        &[
+            "trust", "approve", "b", "--allow", "tcp/8000", "--allow", "udp/53",
+        ],
+        &["trust", "deny", "b"],
+        &["ping", "b", "--count", "1"],
+        &["ping", "b", "tcp/8000"],
+    ] {
+        let ran = ask(&daemon, &[args, &["--json"]].concat());
+
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{args:?} {ran:?}");
+        assert_eq!(ran.json()["v"], 1, "{args:?}");
+        assert_eq!(ran.out.lines().count(), 1, "{args:?}");
+    }
+    let approved = ask(
+        &daemon,
+        &["trust", "approve", "b", "--allow", "udp/53", "--json"],
+    )
+    .json();
+    assert_eq!(approved["inbound"], serde_json::json!(["udp/53"]));
+    assert_eq!(approved["change"], "approved");
+}
+
+#[test]
+fn tables_are_aligned_and_strangers_do_not_steer_the_terminal() {
+    let daemon = FakeDaemon::start();
+
+    let peers = ask(&daemon, &["peers"]).out;
+    let [head, row] = peers.lines().collect::<Vec<_>>()[..] else {
+        panic!("{peers}");
+    };
+    assert_eq!(head.find("LAST IN"), row.find("3 s ago"), "{peers}");
+    assert!(row.contains("relay") && row.contains("replies only") && row.contains("1.2 MB"));
+
+    let pending = ask(&daemon, &["trust", "pending"]).out;
+    assert!(
+        pending.contains("read your page") && !pending.contains('\u{1b}'),
+        "{pending:?}"
+    );
+}
+
+#[test]
+fn refusals_have_their_exit_codes_and_say_what_to_do() {
+    let daemon = FakeDaemon::start();
+    for (args, code, text) in [
+        (["whois", "fd00::1"].as_slice(), 4, "not found"),
+        (&["trust", "revoke", "b"], 4, "no consent to b stands"),
+        (&["leave"], 5, "not reachable"),
+        (
+            &["ping", "silent", "--count", "1"],
+            5,
+            "no answer from silent",
+        ),
+        (&["ping", "b", "tcp/8001"], 5, "bind it to [::]"),
+    ] {
+        let ran = ask(&daemon, args);
+
+        assert_eq!(ran.code, code, "{ran:?}");
+        assert!(
+            ran.err.contains(text) && ran.err.contains("\n  hint: "),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
+fn no_daemon_is_exit_code_5() {
+    let scratch = crate::Scratch::new();
+
+    let ran = run(&["status", "--state", &scratch.state()]);
+
+    assert_eq!((ran.code, ran.out.as_str()), (5, ""), "{ran:?}");
+    assert!(
+        ran.err.contains("state/agentnet.sock") && ran.err.contains("agentnet up"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_token_comes_by_file_standard_input_or_environment() {
+    let daemon = FakeDaemon::start();
+    let scratch = crate::Scratch::new();
+    let file = scratch.write("token", "agn1_token\n");
+    let join = |args: &[&str]| {
+        let mut command = program();
+        command
+            .args(["join", "--socket", &daemon.socket])
+            .args(args);
+        command
+    };
+
+    for ran in [
+        finish(&mut join(&["--token-file", &file, "--name", "planner"]), ""),
+        finish(
+            &mut join(&["--token-file", "-", "--name", "planner"]),
+            "agn1_token\n",
+        ),
+        finish(
+            join(&["--name", "planner"]).env("AGENTNET_TOKEN", "agn1_token"),
+            "",
+        ),
+        finish(
+            join(&["--name", "planner"]).env("AGENTNET_TOKEN_FILE", &file),
+            "",
+        ),
+    ] {
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        assert!(
+            ran.out.starts_with("joined acme as planner.acme.agent\n"),
+            "{ran:?}"
+        );
+    }
+    let wrong = finish(&mut join(&["--token-file", "-"]), "agn1_other");
+    assert_eq!(wrong.code, 3, "{wrong:?}");
+    assert!(wrong.err.contains("the join token expired") && !wrong.err.contains("agn1_other"));
+}
+
+#[test]
+fn down_waits_until_the_daemon_is_gone() {
+    let daemon = FakeDaemon::start();
+
+    let ran = ask(&daemon, &["down"]);
+
+    assert_eq!(
+        (ran.code, ran.out.trim()),
+        (0, "the daemon has stopped"),
+        "{ran:?}"
+    );
+    assert!(!Path::new(&daemon.socket).exists());
+    assert_eq!(ask(&daemon, &["down"]).code, 5);
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let daemon = FakeDaemon::start();
+    let mut child = program()
+        .args(["status", "--socket", &daemon.socket])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+
+    let output = child.wait_with_output().unwrap();
+
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+/// protocol.md section 10: root and group agentnet change things, everybody reads status
+#[test]
+fn a_user_of_no_standing_reads_and_does_not_change() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return; // Another user is needed, and only root can become one.
+    }
+    let daemon = FakeDaemon::start();
+    let nobody = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+        command.arg(env!("CARGO_BIN_EXE_agentnet")).args(args);
+        finish(command.args(["--socket", &daemon.socket]), "")
+    };
+
+    assert_eq!(nobody(&["status"]).code, 0);
+    assert_eq!(nobody(&["ping", "b", "--count", "1"]).code, 0);
+    for args in [
+        ["down"].as_slice(),
+        &["leave"],
+        &["trust", "deny", "b"],
+        &["trust", "approve", "b"],
+        &["trust", "auto", "add", "--from", "*"],
+    ] {
+        let ran = nobody(args);
+
+        assert_eq!(ran.code, 3, "{args:?} {ran:?}");
+        assert!(ran.err.contains("only root and group agentnet"), "{ran:?}");
+    }
+}

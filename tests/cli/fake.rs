@@ -1,0 +1,292 @@
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use agentnet::id::{AgentId, IdentityKey, Label, NetworkId, NetworkPrefix, OverlayIp, UnixTime};
+use agentnet::node::local_api::{self, Control};
+use agentnet::statement::Scope;
+use agentnet::wire::api::local::{
+    AgentStatus, AutoRemove, AutoRule, AutoRules, Down, GatewayStatus, JoinRequest, Joined, Left,
+    LinkState, MembershipStatus, OfAgent, PathKind, Peer, Peers, Pending, PendingRequest,
+    PingOutcome, PingReply, PingRequest, RegistryStatus, SessionState, Status, TrustApprove,
+    TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois, WhoisQuery,
+};
+use agentnet::wire::api::problem::{Code, Problem};
+use tokio::{runtime::Runtime, sync::Notify};
+
+use crate::Scratch;
+
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+/// The local API of a node that is not there, with answers that tests know.
+pub(crate) struct FakeDaemon {
+    pub(crate) socket: String,
+    runtime: Option<Runtime>,
+    /// Keeps the socket's folder.
+    _scratch: Scratch,
+}
+
+impl FakeDaemon {
+    pub(crate) fn start() -> Self {
+        let scratch = Scratch::new();
+        let socket = scratch.join("agentnet.sock");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let stop = Arc::new(Notify::new());
+        let control = Arc::new(Fake {
+            stop: Arc::clone(&stop),
+        });
+        let listener = runtime.block_on(async { local_api::bind(&socket).unwrap() });
+        runtime.spawn(async move {
+            let shutdown = async move { stop.notified().await };
+            local_api::serve(listener, control, shutdown).await.unwrap();
+        });
+        Self {
+            socket: text(&socket),
+            runtime: Some(runtime),
+            _scratch: scratch,
+        }
+    }
+}
+
+impl Drop for FakeDaemon {
+    fn drop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+struct Fake {
+    stop: Arc<Notify>,
+}
+
+fn id(seed: u8) -> AgentId {
+    IdentityKey::from_seed([seed; 32]).did().into()
+}
+
+fn network() -> NetworkId {
+    IdentityKey::from_seed([9; 32]).did().into()
+}
+
+fn address(seed: u8) -> OverlayIp {
+    let prefix = "fd00:1:2:3::/64".parse::<NetworkPrefix>().unwrap();
+    prefix.address_of(&id(seed)).unwrap()
+}
+
+fn acme() -> Label {
+    "acme".parse().unwrap()
+}
+
+fn ago(secs: u64) -> UnixTime {
+    UnixTime::from_secs(NOW.as_secs() - secs)
+}
+
+fn changed(name: &str, change: TrustChange, inbound: Option<Scope>) -> TrustChanged {
+    TrustChanged {
+        name: format!("{name}.acme.agent"),
+        change,
+        inbound,
+        told: true,
+    }
+}
+
+fn agent() -> AgentStatus {
+    AgentStatus {
+        name: "planner.acme.agent".to_owned(),
+        id: id(1),
+        address: address(1),
+        network: acme(),
+        network_id: network(),
+        membership: MembershipStatus {
+            since: ago(80 * 86_400),
+            expires: NOW + std::time::Duration::from_secs(10 * 86_400),
+            renews: true,
+        },
+        registry: RegistryStatus {
+            url: "https://registry.test:8443".to_owned(),
+            state: LinkState::Unreachable,
+            since: ago(300),
+            error: Some("connection refused".to_owned()),
+        },
+        gateway: Some(GatewayStatus {
+            id: id(7).did(),
+            endpoint: "203.0.113.7:16201".to_owned(),
+            state: LinkState::Connected,
+            since: ago(10_000),
+            observed: Some("198.51.100.4:40000".parse().unwrap()),
+            rtt_ms: Some(12.34),
+        }),
+        device: Some("agn0".to_owned()),
+        peers: 1,
+        pending: 1,
+    }
+}
+
+#[async_trait::async_trait]
+impl Control for Fake {
+    async fn status(&self) -> Result<Status, Problem> {
+        Ok(Status {
+            version: "0.1.0".to_owned(),
+            now: NOW,
+            started: ago(10_800),
+            pid: 812,
+            udp: vec!["0.0.0.0:16200".parse().unwrap()],
+            dns: "resolv-conf".to_owned(),
+            agents: vec![agent()],
+            drops: BTreeMap::from([("filter_scope".to_owned(), 3)]),
+            warnings: vec![Warning {
+                code: "registry_unreachable".to_owned(),
+                text: "the registry is not reachable for 5 min; trust that stands goes on"
+                    .to_owned(),
+                cure: "check that this host can reach https://registry.test:8443".to_owned(),
+            }],
+        })
+    }
+
+    async fn peers(&self, _: OfAgent) -> Result<Peers, Problem> {
+        Ok(Peers {
+            now: NOW,
+            peers: vec![Peer {
+                name: "b.acme.agent".to_owned(),
+                id: id(2),
+                address: address(2),
+                agent: "planner.acme.agent".to_owned(),
+                state: SessionState::Up,
+                path: Some(PathKind::Relay),
+                last_handshake: Some(ago(60)),
+                last_inbound: Some(ago(3)),
+                rx_bytes: 1_234_567,
+                tx_bytes: 999,
+                inbound: Some(Scope::replies_only()),
+                outbound: Some("tcp/8000".parse().unwrap()),
+            }],
+        })
+    }
+
+    async fn whois(&self, query: WhoisQuery) -> Result<Whois, Problem> {
+        if query.address != address(2).ip() {
+            return Err(Problem::with(Code::NotFound, query.address));
+        }
+        Ok(Whois {
+            name: "b.acme.agent".to_owned(),
+            id: id(2),
+            address: address(2),
+            network: acme(),
+            network_id: network(),
+            local: false,
+            tags: vec!["build".parse().unwrap()],
+            membership_expires: NOW,
+            inbound: None,
+            outbound: Some(Scope::Any),
+        })
+    }
+
+    async fn trust_pending(&self, _: OfAgent) -> Result<Pending, Problem> {
+        Ok(Pending {
+            now: NOW,
+            incoming: vec![PendingRequest {
+                name: "a.acme.agent".to_owned(),
+                id: Some(id(3)),
+                address: Some(address(3)),
+                agent: "planner.acme.agent".to_owned(),
+                offers: Scope::replies_only(),
+                reason: Some("to \u{1b}[2J read your page".to_owned()),
+                since: ago(2),
+                expires: NOW + std::time::Duration::from_secs(7 * 86_400),
+            }],
+            outgoing: Vec::new(),
+        })
+    }
+
+    async fn trust_list(&self, _: OfAgent) -> Result<TrustList, Problem> {
+        Ok(TrustList {
+            now: NOW,
+            trust: Vec::new(),
+        })
+    }
+
+    async fn trust_request(&self, request: TrustRequest) -> Result<TrustChanged, Problem> {
+        Ok(changed(
+            &request.name,
+            TrustChange::Requested,
+            Some(request.allow),
+        ))
+    }
+
+    async fn trust_approve(&self, approve: TrustApprove) -> Result<TrustChanged, Problem> {
+        Ok(changed(
+            &approve.name,
+            TrustChange::Approved,
+            Some(approve.allow),
+        ))
+    }
+
+    async fn trust_deny(&self, deny: TrustName) -> Result<TrustChanged, Problem> {
+        Ok(changed(&deny.name, TrustChange::Denied, None))
+    }
+
+    async fn trust_revoke(&self, _: TrustName) -> Result<TrustChanged, Problem> {
+        Err(Problem::with(Code::NotFound, "no consent to b stands"))
+    }
+
+    async fn auto_list(&self, _: OfAgent) -> Result<AutoRules, Problem> {
+        Ok(AutoRules { rules: Vec::new() })
+    }
+
+    async fn auto_add(&self, rule: AutoRule) -> Result<AutoRules, Problem> {
+        Ok(AutoRules { rules: vec![rule] })
+    }
+
+    async fn auto_remove(&self, _: AutoRemove) -> Result<AutoRules, Problem> {
+        Ok(AutoRules { rules: Vec::new() })
+    }
+
+    async fn ping(&self, ping: PingRequest) -> Result<PingReply, Problem> {
+        let outcome = match (ping.name.as_str(), ping.tcp) {
+            ("silent", _) => PingOutcome::NoAnswer,
+            (_, None) => PingOutcome::Answered,
+            (_, Some(8000)) => PingOutcome::Open,
+            (_, Some(_)) => PingOutcome::Refused,
+        };
+        let answered = outcome != PingOutcome::NoAnswer;
+        Ok(PingReply {
+            name: format!("{}.acme.agent", ping.name),
+            address: address(2),
+            outcome,
+            rtt_ms: answered.then_some(4.2),
+            path: answered.then_some(PathKind::Relay),
+            hint: None,
+        })
+    }
+
+    async fn join(&self, join: JoinRequest) -> Result<Joined, Problem> {
+        if join.token != "agn1_token" {
+            return Err(Problem::new(Code::TokenExpired));
+        }
+        let name = join
+            .name
+            .map_or_else(|| "any".to_owned(), |n| n.to_string());
+        Ok(Joined {
+            name: format!("{name}.acme.agent"),
+            id: id(1),
+            address: address(1),
+            network: acme(),
+            network_id: network(),
+            expires: NOW,
+            running: true,
+        })
+    }
+
+    async fn leave(&self, _: OfAgent) -> Result<Left, Problem> {
+        Err(Problem::with(Code::Unreachable, "the registry"))
+    }
+
+    async fn down(&self) -> Result<Down, Problem> {
+        self.stop.notify_one();
+        Ok(Down { stopping: true })
+    }
+}

@@ -1,0 +1,20 @@
+//! Scenarios with the real binary and the real kernel, each in private namespaces (no root needed
+//! where user namespaces are allowed). Tests of what the kernel does; logic has its own tests.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod capture;
+mod consent;
+mod dataplane;
+mod endure;
+mod garbage;
+mod joining;
+mod lab;
+mod paths;
+mod process;
+mod revoke;
+mod services;
+mod site;
+mod surroundings;
+mod topology;
+mod traffic;
+mod world;

@@ -1,0 +1,134 @@
+//! Revoked is revoked: at once, for good, and without the registry.
+
+use std::{fs, thread, time::Duration};
+
+use crate::{
+    capture::Frame,
+    lab::{A, B, Lab, address, in_lab, sent, start_node, wait_attached},
+    process::Proc,
+    world::{World, now, wait_for},
+};
+
+const LATER: Duration = Duration::from_secs(3);
+
+/// Starts a long download of A from B and returns once it runs.
+fn download(lab: &Lab) -> Proc {
+    lab.site.b.ok("truncate -s 4G /mnt/www/endless");
+    let line = format!("exec curl -sS --limit-rate 2M -o /mnt/endless http://{B}:8000/endless");
+    let download = lab.site.a.start(&line);
+    wait_for("the download runs", || downloaded() > 200_000);
+    download
+}
+
+fn downloaded() -> u64 {
+    fs::metadata(World::path("endless")).map_or(0, |file| file.len())
+}
+
+/// Returns what came out of B's device from A among `frames`.
+fn delivered(frames: &[Frame], lab: &Lab) -> usize {
+    let address = |host| {
+        address(host)
+            .parse::<std::net::Ipv6Addr>()
+            .unwrap()
+            .octets()
+    };
+    let (a, b) = (address(&lab.site.a), address(&lab.site.b));
+    let inner = frames
+        .iter()
+        .filter(|frame| frame.bytes.len() >= 40 && frame.bytes[0] >> 4 == 6);
+    inner
+        .filter(|frame| frame.bytes[8..24] == a && frame.bytes[24..40] == b)
+        .count()
+}
+
+#[test]
+fn a_revoked_download_stops_before_the_command_returns() {
+    in_lab(|lab| {
+        lab.trust("tcp/8000");
+        let _server = lab.serve_page();
+        let _download = download(lab);
+        let (at_b, seen) = (lab.site.b.capture(), downloaded());
+        wait_for("the download goes on", || downloaded() > seen);
+
+        lab.site.b.ok(&format!("agentnet trust revoke {A}"));
+        let returned = now();
+        thread::sleep(LATER);
+        let stopped_at = downloaded();
+        thread::sleep(LATER);
+
+        let after = at_b
+            .finish()
+            .into_iter()
+            .filter(|frame| frame.at > returned);
+        let after = after.collect::<Vec<_>>();
+        assert_eq!(delivered(&after, lab), 0, "delivered after revoke returned");
+        assert_eq!(sent(&after).len(), 0, "sent after revoke returned");
+        assert_eq!(downloaded(), stopped_at);
+        lab.site.a.fails(2, &format!("getent ahosts {B}"));
+    });
+}
+
+#[test]
+fn revoked_stays_revoked_over_restarts_and_with_the_registry_stopped() {
+    in_lab(|lab| {
+        lab.trust("tcp/8000");
+        let _server = lab.serve_page();
+        lab.page_within(Duration::from_secs(5), "the page");
+
+        drop(lab.registry.take());
+        lab.site.b.ok(&format!("agentnet trust revoke {A}"));
+        drop((lab.node_a.take(), lab.node_b.take()));
+        lab.start_nodes();
+        let at_b = lab.site.b.capture();
+        let b = address(&lab.site.b);
+        let page = lab
+            .site
+            .a
+            .run(&format!("curl -sS --max-time 3 http://[{b}]:8000/"));
+        assert_ne!(page.code, 0);
+        assert_eq!(delivered(&at_b.finish(), lab), 0);
+
+        lab.start_registry();
+        drop(lab.node_b.take());
+        lab.node_b = Some(start_node(&lab.site.b));
+        wait_attached(&lab.site.b);
+        wait_for("a hears of it", || {
+            lab.site.a.run(&format!("getent ahosts {B}")).code == 2
+        });
+        assert!(!lab.page_arrives());
+        assert!(!lab.site.b.ok("agentnet trust list").contains("tcp/8000"));
+    });
+}
+
+#[test]
+fn the_one_who_asked_can_end_it_too() {
+    in_lab(|lab| {
+        lab.trust("tcp/8000");
+        let _server = lab.serve_page();
+        lab.page_within(Duration::from_secs(5), "the page");
+
+        lab.site.a.ok(&format!("agentnet trust revoke {B}"));
+
+        assert!(!lab.page_arrives());
+        wait_for("b hears of it", || {
+            !lab.site.b.ok("agentnet peers").contains(A)
+        });
+    });
+}
+
+#[test]
+fn trust_can_be_made_again() {
+    in_lab(|lab| {
+        lab.trust("tcp/8000");
+        let _server = lab.serve_page();
+        lab.page_within(Duration::from_secs(5), "the page");
+        lab.site.b.ok(&format!("agentnet trust revoke {A}"));
+        wait_for("it ends", || {
+            lab.site.a.run(&format!("getent ahosts {B}")).code == 2
+        });
+
+        lab.trust("tcp/8000");
+
+        lab.page_within(Duration::from_secs(5), "the page again");
+    });
+}

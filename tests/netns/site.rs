@@ -1,0 +1,73 @@
+//! The places of most scenarios: a public host, and two hosts each behind a masquerade router.
+
+use crate::world::{Host, World};
+
+/// Where the public host is reached.
+pub(crate) const PUB: &str = "198.51.100.1";
+/// What the world sees of host a and host b.
+pub(crate) const RA: &str = "198.51.100.11";
+pub(crate) const RB: &str = "198.51.100.12";
+
+/// What a router does: hides its hosts, lets answers in, drops everything else from outside.
+const ROUTER: &str = "
+table ip router {
+    chain post { type nat hook postrouting priority srcnat; policy accept;
+        oifname wan masquerade
+    }
+    chain in { type filter hook input priority filter; policy accept;
+        iifname wan ct state established,related accept
+        iifname wan drop
+    }
+    chain through { type filter hook forward priority filter; policy accept;
+        iifname wan ct state established,related accept
+        iifname wan drop
+    }
+}";
+
+/// Five hosts: `b` and `a` can talk to `public` at once, to each other only through it.
+pub(crate) struct Site {
+    pub(crate) public: Host,
+    pub(crate) ra: Host,
+    pub(crate) rb: Host,
+    pub(crate) a: Host,
+    pub(crate) b: Host,
+}
+
+impl Site {
+    pub(crate) fn new(world: &World) -> Self {
+        let [public, ra, rb, a, b] = ["pub", "ra", "rb", "a", "b"].map(|name| world.host(name));
+        public.ok(&format!(
+            "ip link add br0 type bridge && ip addr add {PUB}/24 dev br0 && ip link set br0 up"
+        ));
+        for (router, address, host, lan) in [(&ra, RA, &a, "10.0.1"), (&rb, RB, &b, "10.0.2")] {
+            let port = format!("p{}", router.name());
+            public.link(&port, router, "wan");
+            public.ok(&format!("ip link set {port} master br0"));
+            router.link("lan", host, "eth0");
+            router.ok(&format!(
+                "ip addr add {address}/24 dev wan && ip addr add {lan}.1/24 dev lan && \
+                 echo 1 > /proc/sys/net/ipv4/ip_forward && echo '{ROUTER}' | nft -f -"
+            ));
+            host.ok(&format!(
+                "ip addr add {lan}.2/24 dev eth0 && ip route add default via {lan}.1"
+            ));
+        }
+        Self {
+            public,
+            ra,
+            rb,
+            a,
+            b,
+        }
+    }
+
+    /// Lets no UDP pass from router to router, so that only the relay is left.
+    pub(crate) fn block_direct_udp(&self) {
+        for (router, other) in [(&self.ra, RB), (&self.rb, RA)] {
+            router.ok(&format!(
+                "nft add chain ip router cut '{{ type filter hook forward priority -1; }}' && \
+                 nft add rule ip router cut ip daddr {other} meta l4proto udp drop"
+            ));
+        }
+    }
+}

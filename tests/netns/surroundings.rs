@@ -1,0 +1,171 @@
+//! Hosts on which a node cannot run: it says what is missing and the cure, and changes nothing.
+
+use crate::{
+    lab::{Lab, address, start_node, status, wait_attached},
+    process::Output,
+    world::{Host, in_world, now},
+};
+
+/// Brings up a deployment and joins agent `a` on host a, whose node is not started.
+fn joined(world: &crate::world::World) -> Lab {
+    let lab = Lab::services(world);
+    lab.token("a", "--name a");
+    lab.site
+        .a
+        .ok("agentnet join --token-file /mnt/a.token --name a");
+    lab
+}
+
+/// Everything that a node changes on its host.
+fn changes(host: &Host) -> String {
+    host.ok(
+        "ls /sys/class/net; ip -6 route; ip -6 addr show scope global; cat /etc/resolv.conf; \
+         find /run -type s; ss -lun | tail -n +2",
+    )
+}
+
+/// Asserts that `command` fails with exit code 1, says `words`, and changes nothing.
+#[track_caller]
+fn cannot_run(host: &Host, command: &str, words: &[&str]) -> Output {
+    let before = changes(host);
+    let output = host.run(command);
+    let said = output.to_string();
+    assert_eq!(output.code, 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "no `{word}` in: {said}");
+    }
+    assert_eq!(changes(host), before);
+    output
+}
+
+#[test]
+fn without_cap_net_admin() {
+    in_world(|world| {
+        let lab = joined(world);
+        let up = "setpriv --bounding-set=-net_admin --inh-caps=-net_admin agentnet up";
+        cannot_run(&lab.site.a, up, &["CAP_NET_ADMIN"]);
+        drop(start_node(&lab.site.a));
+    });
+}
+
+#[test]
+fn without_dev_net_tun() {
+    in_world(|world| {
+        let lab = joined(world);
+        lab.site.a.ok("mount -t tmpfs none /dev/net");
+        cannot_run(&lab.site.a, "agentnet up", &["/dev/net/tun"]);
+        lab.site.a.ok("umount /dev/net");
+        drop(start_node(&lab.site.a));
+    });
+}
+
+#[test]
+fn with_its_port_in_use() {
+    in_world(|world| {
+        let lab = joined(world);
+        let other = lab.site.a.udp("[::]:16200");
+        cannot_run(&lab.site.a, "agentnet up", &["16200", "in use"]);
+        drop(other);
+        drop(start_node(&lab.site.a));
+    });
+}
+
+#[test]
+fn with_its_prefix_routed_elsewhere() {
+    in_world(|world| {
+        let lab = joined(world);
+        let a = &lab.site.a;
+        let node = start_node(a);
+        let address = address(a).parse::<std::net::Ipv6Addr>().unwrap();
+        assert_eq!(node.stop().code, 0);
+        let [p, q, r, s, ..] = address.segments();
+        let prefix = format!("{p:x}:{q:x}:{r:x}:{s:x}::/64");
+
+        a.ok(&format!("ip -6 route add {prefix} dev eth0"));
+        cannot_run(a, "agentnet up", &["route", "eth0"]);
+
+        assert!(a.ok("ip -6 route").contains("eth0"));
+        a.ok(&format!("ip -6 route del {prefix} dev eth0"));
+        drop(start_node(a));
+    });
+}
+
+#[test]
+fn twice_on_one_state_directory() {
+    in_world(|world| {
+        let lab = joined(world);
+        let _first = start_node(&lab.site.a);
+        cannot_run(&lab.site.a, "agentnet up", &["running"]);
+        assert!(lab.site.a.ok("agentnet status").contains("a.acme.agent"));
+    });
+}
+
+#[test]
+fn with_an_unknown_setting() {
+    in_world(|world| {
+        let lab = joined(world);
+        lab.site
+            .a
+            .ok("printf '[dns]\\nmoed = \"none\"\\n' > /mnt/agentnet.toml");
+        let said = lab
+            .site
+            .a
+            .fails(2, "agentnet up --config /mnt/agentnet.toml");
+        assert!(said.contains("moed") && said.contains("mode"), "{said}");
+    });
+}
+
+#[test]
+fn a_node_starts_without_its_registry_and_says_so() {
+    in_world(|world| {
+        let mut lab = joined(world);
+        drop(lab.registry.take());
+
+        let start = now();
+        let _node = start_node(&lab.site.a);
+
+        assert!(start.elapsed().as_secs() < 5);
+        crate::world::wait_for("status tells", || {
+            status(&lab.site.a)["agents"][0]["registry"]["state"] == "unreachable"
+        });
+        lab.start_registry();
+        wait_attached(&lab.site.a);
+    });
+}
+
+#[test]
+fn ipv6_switched_off_by_sysctl_is_cured_for_our_device() {
+    in_world(|world| {
+        let lab = joined(world);
+        let a = &lab.site.a;
+        for which in ["all", "default"] {
+            a.ok(&format!(
+                "echo 1 > /proc/sys/net/ipv6/conf/{which}/disable_ipv6"
+            ));
+        }
+
+        let _node = start_node(a);
+
+        assert!(a.ok("ip -6 addr show dev agn0").contains(&address(a)));
+        assert_eq!(
+            a.ok("cat /proc/sys/net/ipv6/conf/default/disable_ipv6"),
+            "1"
+        );
+        assert!(!a.ok("ip -6 addr show dev agn0").contains("fe80"));
+    });
+}
+
+#[test]
+fn a_damaged_state_file_is_reported_and_kept() {
+    in_world(|world| {
+        let lab = joined(world);
+        let a = &lab.site.a;
+        let file = a.ok("find /var/lib/agentnet -type f -size +0 -name '*.json' | sort | head -1");
+        assert!(!file.is_empty(), "{}", a.ok("find /var/lib/agentnet"));
+        a.ok(&format!("printf '{{\"half' > {file}"));
+
+        cannot_run(a, "agentnet up", &[&file]);
+
+        assert_eq!(a.ok(&format!("cat {file}")), "{\"half");
+    });
+}

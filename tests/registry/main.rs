@@ -1,0 +1,11 @@
+//! A real registry on a loopback socket, and real clients, honest and hostile.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod authority;
+mod gateways;
+mod hostile;
+mod joining;
+mod lifecycle;
+mod support;
+mod trust;
+mod watching;

@@ -1,0 +1,11 @@
+//! Scenarios in simulated time: nothing here waits, and the same seed gives the same bytes.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod attach;
+mod clock;
+mod first_light;
+mod gateway;
+mod network;
+mod pair;
+mod paths;
+mod session;

@@ -1,0 +1,421 @@
+//! Whole engines behind one gateway, with a registry that forwards at once, in simulated time.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use agentnet::{
+    engine::{
+        Engine, Event, Forwarded, Time,
+        membership::{Membership, Outgoing, Start, State},
+        trust::TrustError,
+    },
+    gateway::core::{Core, CoreConfig, CoreKeys},
+    id::{
+        DomainPrefix, IdentityKey, MemberName, NetworkId, OverlayIp, Suffix, TunnelSecret, UnixTime,
+    },
+    os::clock,
+    statement::{Gateway, Head, Scope, Statement, issue},
+    wire::drop::DropReason,
+};
+
+use crate::clock::Simulation;
+
+/// More rounds than any exchange takes; a loop names its culprit instead of hanging.
+const MAX_ROUNDS: usize = 100_000;
+
+const DOMAIN: u8 = 200;
+const REGISTRY: u8 = 201;
+const GATEWAY: u8 = 202;
+const OWNER: u8 = 203;
+
+pub(crate) fn key(n: u8) -> IdentityKey {
+    IdentityKey::from_seed([n; 32])
+}
+
+fn network() -> NetworkId {
+    key(OWNER).did().into()
+}
+
+pub(crate) fn now() -> Time {
+    Time {
+        now: clock::now(),
+        unix: clock::unix(),
+    }
+}
+
+/// One host with one engine, and what reached its programs.
+pub(crate) struct Host {
+    pub(crate) engine: Engine,
+    pub(crate) local: OverlayIp,
+    pub(crate) at: SocketAddr,
+    /// What its TUN was given: from whom, and the packet.
+    pub(crate) received: Vec<(OverlayIp, Vec<u8>)>,
+    pub(crate) pongs: usize,
+    /// False while nothing it sends arrives.
+    pub(crate) is_online: bool,
+}
+
+/// Hosts, a gateway and a registry without delay.
+pub(crate) struct World {
+    pub(crate) sim: Simulation,
+    /// None while the gateway is down.
+    pub(crate) gateway: Option<Core>,
+    gateway_at: SocketAddr,
+    pub(crate) hosts: BTreeMap<&'static str, Host>,
+    pub(crate) has_registry: bool,
+    /// Whether hosts reach each other without the gateway.
+    pub(crate) is_open: bool,
+    /// Every datagram that was on the underlay: from, to, bytes.
+    pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    seed: u8,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut world = Self {
+            sim: Simulation::start(seed),
+            gateway: None,
+            gateway_at: "203.0.113.1:16201".parse().unwrap(),
+            hosts: BTreeMap::new(),
+            has_registry: true,
+            is_open: false,
+            wire: vec![],
+            seed: 0,
+        };
+        world.start_gateway();
+        world
+    }
+
+    /// Starts the gateway, or starts it anew without memory.
+    pub(crate) fn start_gateway(&mut self) {
+        let config = CoreConfig {
+            lease: Duration::from_secs(75),
+            mtu: 1452,
+            max_attachments: 100,
+            max_handshakes: 64,
+            handshakes_per_second: 200,
+            per_source: 50,
+            burst: 100,
+        };
+        let keys = CoreKeys {
+            gateway: key(GATEWAY).did(),
+            tunnel: TunnelSecret::from_seed([GATEWAY; 32]),
+            reset: [GATEWAY; 32],
+        };
+        let mut core = Core::new(config, keys, self.next_seed());
+        core.set_networks(&[network()]);
+        self.gateway = Some(core);
+    }
+
+    fn next_seed(&mut self) -> [u8; 32] {
+        self.seed += 1;
+        [self.seed; 32]
+    }
+
+    /// Adds a host with agent number `n` called `name`.
+    pub(crate) fn add(&mut self, name: &'static str, n: u8) {
+        self.add_for(name, n, issue::ROOT_LIFE);
+    }
+
+    /// Adds a host whose agent is a member for `life`.
+    pub(crate) fn add_for(&mut self, name: &'static str, n: u8, life: Duration) {
+        let membership = membership(n, name, life);
+        let local = membership.address().unwrap();
+        let state = State {
+            identities: BTreeMap::new(),
+            memberships: vec![membership],
+            left: vec![],
+        };
+        let engine = Engine::new(state, self.next_seed(), now());
+        let at = SocketAddr::new([198, 51, 100, n].into(), 16200);
+        let host = Host {
+            engine,
+            local,
+            at,
+            received: vec![],
+            pongs: 0,
+            is_online: true,
+        };
+        self.hosts.insert(name, host);
+        self.run();
+    }
+
+    /// Kills a host's daemon and starts it anew from what it kept.
+    pub(crate) fn restart(&mut self, name: &'static str) {
+        let seed = self.next_seed();
+        let host = self.hosts.get_mut(name).unwrap();
+        let kept = serde_json::to_string(&host.engine.state()).unwrap();
+        host.engine = Engine::new(serde_json::from_str(&kept).unwrap(), seed, now());
+        self.run();
+    }
+
+    pub(crate) fn host(&mut self, name: &str) -> &mut Host {
+        self.hosts.get_mut(name).unwrap()
+    }
+
+    pub(crate) fn local(&self, name: &str) -> OverlayIp {
+        self.hosts[name].local
+    }
+
+    /// Changes trust at `name`, then lets everything settle.
+    pub(crate) fn change(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut Membership, UnixTime) -> Result<(), TrustError>,
+    ) {
+        let host = self.host(name);
+        host.engine
+            .change(host.local, now(), change)
+            .unwrap()
+            .unwrap();
+        self.run();
+    }
+
+    /// Makes `from` and `to` trust each other; `to` lets in `allow`.
+    pub(crate) fn trust(&mut self, from: &str, to: &str, allow: &str) {
+        let (asked, asking) = (name(to), name(from));
+        self.change(from, |m, unix| {
+            m.request(asked, Scope::replies_only(), None, unix)
+        });
+        let allow = allow.parse::<Scope>().unwrap();
+        self.change(to, |m, unix| m.approve(&asking, allow, unix).map(drop));
+    }
+
+    /// Sends a UDP packet of `from`'s programs to `to`.
+    pub(crate) fn send(&mut self, from: &str, to: &str, payload: &[u8]) {
+        let (source, target) = (self.local(from), self.local(to));
+        let packet = udp(source, target, payload);
+        let host = self.host(from);
+        host.engine.handle_packet(source, target, &packet, now());
+        self.run();
+    }
+
+    /// Returns how many packets reached `name` since the last call.
+    pub(crate) fn arrived(&mut self, name: &str) -> usize {
+        std::mem::take(&mut self.host(name).received).len()
+    }
+
+    /// Lets `duration` pass, deadline by deadline.
+    pub(crate) fn pass(&mut self, duration: Duration) {
+        let end = clock::now() + duration;
+        for _ in 0..MAX_ROUNDS {
+            self.run();
+            let hosts = self.hosts.values().filter_map(|h| h.engine.poll_timeout());
+            let gateway = self.gateway.as_ref().and_then(Core::poll_timeout);
+            let next = hosts
+                .chain(gateway)
+                .map(|(at, _)| at)
+                .min()
+                .unwrap_or(end)
+                .min(end);
+            let now_ = clock::now();
+            // boringtun's timers are coarser than ours, so time moves at least a little.
+            self.sim.advance(
+                next.saturating_duration_since(now_)
+                    .max(Duration::from_millis(1)),
+            );
+            let time = now();
+            for host in self.hosts.values_mut() {
+                host.engine.handle_timeout(time);
+            }
+            if let Some(gateway) = &mut self.gateway {
+                gateway.handle_timeout(time.now, time.unix);
+            }
+            if clock::now() >= end {
+                self.run();
+                return;
+            }
+        }
+        panic!(
+            "time does not pass: {:?}",
+            self.hosts["a"].engine.poll_timeout()
+        );
+    }
+
+    /// Carries everything on the wire and between the registry's users until all is quiet.
+    pub(crate) fn run(&mut self) {
+        for _ in 0..MAX_ROUNDS {
+            let mut busy = false;
+            for name in self.hosts.keys().copied().collect::<Vec<_>>() {
+                busy |= self.drain(name);
+            }
+            busy |= self.drain_gateway();
+            if !busy {
+                return;
+            }
+        }
+        panic!("the world does not come to rest");
+    }
+
+    fn drain(&mut self, name: &'static str) -> bool {
+        let gateway_at = self.gateway_at;
+        let host = self.hosts.get_mut(name).unwrap();
+        let mut busy = false;
+        let (mut outbox, mut wire) = (false, VecDeque::new());
+        while let Some(event) = host.engine.poll_event() {
+            busy = true;
+            match event {
+                Event::Gateway { local } => {
+                    let did = key(GATEWAY).did();
+                    host.engine
+                        .set_gateway(local, did, vec![gateway_at], now())
+                        .unwrap();
+                }
+                Event::Outbox { .. } => outbox = true,
+                Event::Pong { .. } => host.pongs += 1,
+                Event::Changed | Event::Pending { .. } | Event::Tables => {}
+            }
+        }
+        while let Some(packet) = host.engine.poll_packet() {
+            host.received.push((packet.peer, packet.bytes));
+        }
+        while host.engine.poll_injection().is_some() {}
+        while let Some(transmit) = host.engine.poll_transmit() {
+            wire.push_back(transmit);
+        }
+        let (at, is_online) = (host.at, host.is_online);
+        for transmit in wire {
+            busy = true;
+            self.wire.push((at, transmit.to, transmit.bytes.clone()));
+            if is_online {
+                self.deliver(at, transmit.to, transmit.bytes);
+            }
+        }
+        if outbox && self.has_registry {
+            self.forward(name);
+        }
+        busy
+    }
+
+    /// Brings a datagram of a host to where it goes, if anything is there.
+    pub(crate) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        let time = now();
+        if to == self.gateway_at {
+            if let Some(gateway) = &mut self.gateway {
+                gateway.handle_datagram(from, bytes, time.now, time.unix);
+            }
+            return;
+        }
+        let mut hosts = self.hosts.values_mut().filter(|h| h.is_online);
+        if let Some(host) = hosts.find(|h| h.at == to).filter(|_| self.is_open) {
+            host.engine.handle_datagram(from, &bytes, time);
+        }
+    }
+
+    /// Does what a registry does: takes the outbox, gives each statement to whom it concerns.
+    fn forward(&mut self, name: &'static str) {
+        let host = self.host(name);
+        let (local, time) = (host.local, now());
+        let record = host.engine.record(local, time).unwrap();
+        for outgoing in host.engine.outbox(local) {
+            self.host(name).engine.sent(local, &outgoing);
+            for (other, host) in &mut self.hosts {
+                if *other == name {
+                    continue;
+                }
+                let (to, kind, text) = match &outgoing {
+                    Outgoing::Consent(c) => (c.subject(), Forwarded::Consent, c.text()),
+                    Outgoing::Request(r) => {
+                        let asked = r.claims().to.to_string() == *other;
+                        let id = host.engine.membership(host.local).unwrap().id().did();
+                        (
+                            if asked { id } else { r.subject() },
+                            Forwarded::Request,
+                            r.text(),
+                        )
+                    }
+                };
+                if host.engine.membership(host.local).unwrap().id().did() == to {
+                    drop(host.engine.handle_statement(host.local, kind, text, time));
+                    let record = record.text();
+                    drop(
+                        host.engine
+                            .handle_statement(host.local, Forwarded::Record, record, time),
+                    );
+                }
+            }
+        }
+    }
+
+    fn drain_gateway(&mut self) -> bool {
+        let Some(gateway) = &mut self.gateway else {
+            return false;
+        };
+        let mut busy = false;
+        while let Some((to, bytes)) = gateway.poll_transmit() {
+            busy = true;
+            self.wire.push((self.gateway_at, to, bytes.clone()));
+            if let Some(host) = self.hosts.values_mut().find(|h| h.at == to && h.is_online) {
+                host.engine.handle_datagram(self.gateway_at, &bytes, now());
+            }
+        }
+        busy
+    }
+}
+
+pub(crate) fn name(text: &str) -> MemberName {
+    text.parse().unwrap()
+}
+
+/// Returns how often `host` dropped something for `reason`.
+pub(crate) fn drops(host: &Host, reason: DropReason) -> u64 {
+    host.engine.counters().of(reason)
+}
+
+fn membership(n: u8, name: &str, life: Duration) -> Membership {
+    let unix = clock::unix();
+    let prefix = DomainPrefix::of(&key(DOMAIN).did().into()).network(1);
+    let label = "acme".parse().unwrap();
+    let root = issue::root_grant(&key(OWNER), label, prefix, unix).unwrap();
+    let member = name.parse().unwrap();
+    let did = key(n).did();
+    let grant = issue::agent_grant(&key(OWNER), &root, did, &member, unix, unix + life).unwrap();
+    let gateway = gateway_statement(unix);
+    let start = Start {
+        agent: name.to_owned(),
+        identity: key(n),
+        tunnel: TunnelSecret::from_seed([n; 32]),
+        network: network(),
+        prefix,
+        url: String::new(),
+        pin: String::new(),
+        domain: key(DOMAIN).did().into(),
+        registry: key(REGISTRY).did(),
+        chain: vec![root.text().to_owned(), grant.text().to_owned()],
+        suffix: Suffix::default(),
+    };
+    Membership {
+        gateways: BTreeMap::from([(gateway.subject(), gateway)]),
+        ..Membership::new(start)
+    }
+}
+
+fn gateway_statement(unix: UnixTime) -> Statement<Gateway> {
+    let claims = Gateway {
+        tunnel: TunnelSecret::from_seed([GATEWAY; 32]).public(),
+        udp: vec!["203.0.113.1:16201".to_owned()],
+        region: None,
+        features: vec![],
+        ttl: 600,
+    };
+    let head = Head {
+        subject: key(GATEWAY).did(),
+        network: None,
+        issued: unix,
+        expires: unix + Duration::from_secs(86_400),
+        seq: unix.as_millis(),
+    };
+    Statement::sign(&key(REGISTRY), head, claims).unwrap()
+}
+
+/// Makes a UDP packet from port 5000 to port 8000.
+pub(crate) fn udp(source: OverlayIp, target: OverlayIp, payload: &[u8]) -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ipv6(source.ip().octets(), target.ip().octets(), 64)
+        .udp(5000, 8000);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, payload).unwrap();
+    packet
+}
