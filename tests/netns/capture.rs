@@ -12,10 +12,11 @@ use std::{
 
 use nix::{
     errno::Errno,
+    libc,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
-            sockopt,
+            AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt,
+            socket, sockopt,
         },
         time::TimeVal,
     },
@@ -31,6 +32,8 @@ const BUFFER: usize = 16 << 20; // bytes
 pub(crate) struct Frame {
     pub(crate) at: Instant,
     pub(crate) bytes: Vec<u8>,
+    /// A TUN was given it by its program: not an Ethernet frame, nor what the host's kernel sends.
+    pub(crate) into_tun: bool,
 }
 
 impl Frame {
@@ -117,10 +120,16 @@ fn record(socket: &OwnedFd, frames: &Mutex<Vec<Frame>>, ended: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     loop {
         let stop = ended.load(Ordering::Relaxed);
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
-            Ok(length) => {
-                let bytes = buffer[..length.min(buffer.len())].to_vec();
-                frames.lock().unwrap().push(Frame { at: now(), bytes });
+        match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            Ok((length, link)) => {
+                let into_tun = link.is_some_and(|link| {
+                    link.hatype() == libc::ARPHRD_NONE && link.pkttype() != libc::PACKET_OUTGOING
+                });
+                frames.lock().unwrap().push(Frame {
+                    at: now(),
+                    bytes: buffer[..length].to_vec(),
+                    into_tun,
+                });
             }
             Err(Errno::EAGAIN | Errno::EINTR) if stop => return,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
