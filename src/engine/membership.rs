@@ -33,8 +33,8 @@ pub const REFRESH: Duration = Duration::from_secs(200);
 /// Most records, consents or requests kept of others, so that no registry can fill the disk.
 pub(crate) const MAX_KEPT: usize = 4096;
 
-/// Most statements waiting for the registry.
-const MAX_OUTBOX: usize = 1024;
+/// Most gateways kept; a domain has a few, and its registry could name any number.
+const MAX_GATEWAYS: usize = 64;
 
 /// Most networks remembered after they were left.
 const MAX_LEFT: usize = 64;
@@ -89,6 +89,25 @@ impl Selector {
 pub enum Outgoing {
     Consent(Statement<Consent>),
     Request(Statement<Request>),
+}
+
+impl Outgoing {
+    /// Tells whether the registry has no more use for `older` once it has this one.
+    fn supersedes(&self, older: &Self) -> bool {
+        match (self, older) {
+            (Self::Consent(new), Self::Consent(old)) => new.subject() == old.subject(),
+            (Self::Request(new), Self::Request(old)) => new.claims().to == old.claims().to,
+            (Self::Consent(_), Self::Request(_)) | (Self::Request(_), Self::Consent(_)) => false,
+        }
+    }
+
+    /// Returns when the statement is of no use any more.
+    pub(crate) fn expires(&self) -> UnixTime {
+        match self {
+            Self::Consent(consent) => consent.expires(),
+            Self::Request(request) => request.expires(),
+        }
+    }
 }
 
 /// One agent in one network, as it is kept on disk.
@@ -328,12 +347,26 @@ impl Membership {
         if signer != self.registry && signer != self.domain.did() {
             return Err(Refused::NotForUs);
         }
-        let new = self.seen.admit(&statement)?;
-        if self.gateways.len() >= MAX_KEPT && !self.gateways.contains_key(&statement.subject()) {
+        let subject = statement.subject();
+        // Not among what was seen: the signer itself could fill that with gateways it makes up.
+        match self.gateways.get(&subject) {
+            Some(known) if known.seq() >= statement.seq() => return Ok(false),
+            None => self.make_room_for_gateway(unix)?,
+            Some(_) => {}
+        }
+        let known = self.gateways.insert(subject, statement.clone());
+        Ok(known.is_none_or(|old| old.claims() != statement.claims()))
+    }
+
+    fn make_room_for_gateway(&mut self, unix: UnixTime) -> Result<(), Refused> {
+        let now = self.clock(unix);
+        if self.gateways.len() >= MAX_GATEWAYS {
+            self.gateways.retain(|_, gateway| now < gateway.expires());
+        }
+        if self.gateways.len() >= MAX_GATEWAYS {
             return Err(Refused::Full);
         }
-        let known = self.gateways.insert(statement.subject(), statement.clone());
-        Ok(new && known.is_none_or(|old| old.claims() != statement.claims()))
+        Ok(())
     }
 
     /// Takes a revocation; tells whether it was new.
@@ -343,11 +376,12 @@ impl Membership {
         Ok(self.revocations.add(statement, &self.network, now)?)
     }
 
-    /// Queues a statement for the registry; the oldest gives way, since newer ones supersede it.
+    /// Queues a statement for the registry in place of those it supersedes.
+    ///
+    /// So no more wait than consents are kept and requests are open, and none is dropped for
+    /// others, a revocation least of all.
     pub(crate) fn send(&mut self, outgoing: Outgoing) {
-        if self.outbox.len() >= MAX_OUTBOX {
-            self.outbox.pop_front();
-        }
+        self.outbox.retain(|waiting| !outgoing.supersedes(waiting));
         self.outbox.push_back(outgoing);
     }
 

@@ -10,8 +10,8 @@ use thiserror::Error;
 use crate::engine::membership::{AutoRule, MAX_KEPT, Membership, Outgoing, Refused, Trusted};
 use crate::id::{AgentId, Did, MemberName, UnixTime};
 use crate::statement::{
-    Claims, Consent, ConsentState, Member, Record, Request, Scope, Statement, StatementError,
-    StatementHash,
+    Claims, Consent, ConsentState, Member, Record, Replayed, Request, Scope, Statement,
+    StatementError, StatementHash,
 };
 
 /// How long a request may wait for its answer.
@@ -25,6 +25,9 @@ pub const MAX_REASON: usize = 280; // characters
 
 /// Most requests that may wait here; one requester has at most one.
 const MAX_PENDING: usize = 256;
+
+/// Most consents kept of agents that are not known here.
+const MAX_STRANGE: usize = 64;
 
 /// Most automatic rules.
 const MAX_AUTO: usize = 256;
@@ -82,7 +85,7 @@ impl Membership {
         {
             return Err(TrustError::LongReason);
         }
-        if self.outgoing.len() >= MAX_PENDING {
+        if self.outgoing.len() >= MAX_PENDING && !self.outgoing.contains_key(&to.to_string()) {
             return Err(TrustError::Full);
         }
         let record = self.sign_record(Vec::new(), unix)?;
@@ -106,7 +109,7 @@ impl Membership {
     pub fn take_request(&mut self, text: &str, unix: UnixTime) -> Result<Taken, Refused> {
         let now = self.clock(unix);
         let request = Statement::<Request>::open_at(text, now)?;
-        let record = Statement::<Record>::open(&request.claims().record)?;
+        let record = Statement::<Record>::open_at(&request.claims().record, now)?;
         let member = self.check_record(&record, unix)?;
         let ours = self.member(unix)?.name;
         let from = member.agent.did();
@@ -120,6 +123,10 @@ impl Membership {
             return Ok(Taken::Known);
         }
         self.learn_time(&request);
+        // A request that was held back may bring a record that a newer one took the place of.
+        if !self.records.contains_key(&from) {
+            self.seen.admit(&record)?;
+        }
         self.keep_record(record, &member)?;
         self.incoming.insert(from, request);
         Ok(Taken::Pending)
@@ -141,12 +148,49 @@ impl Membership {
         if self.received.len() >= MAX_KEPT && !self.received.contains_key(&from) {
             return Err(Refused::Full);
         }
-        if !self.seen.admit(&consent)? {
+        // One that was strange when it came is not among what was seen.
+        if let Some(known) = self.received.get(&from)
+            && known.seq() > consent.seq()
+        {
+            let (given, seen) = (consent.seq(), known.seq());
+            return Err(Replayed::Older { given, seen }.into());
+        }
+        let is_new = if self.awaits(&consent) {
+            self.seen.admit(&consent)?
+        } else {
+            self.admit_strange(&consent)?
+        };
+        if !is_new {
             return Ok(Taken::Known);
         }
         self.learn_time(&consent);
         self.received.insert(from, consent);
         Ok(Taken::Kept)
+    }
+
+    /// Tells whether a consent is of an agent known here, or answers a request of ours.
+    fn awaits(&self, consent: &Statement<Consent>) -> bool {
+        let re = consent.claims().re;
+        let mut asked = self.outgoing.values();
+        self.is_known(&consent.issuer()) || asked.any(|asked| re == Some(asked.hash()))
+    }
+
+    fn is_known(&self, did: &Did) -> bool {
+        self.given.contains_key(did) || self.records.contains_key(did)
+    }
+
+    /// Judges a consent that belongs to nothing, as when our own comes after it.
+    ///
+    /// Anybody can sign one. So a few are kept, and nothing is remembered of others.
+    fn admit_strange(&self, consent: &Statement<Consent>) -> Result<bool, Refused> {
+        if let Some(known) = self.received.get(&consent.issuer()) {
+            return Ok(known.hash() != consent.hash());
+        }
+        let strange = self.received.keys().filter(|did| !self.is_known(did));
+        if strange.count() >= MAX_STRANGE {
+            return Err(Refused::Unasked);
+        }
+        Ok(true)
     }
 
     /// A restored backup must not fork itself: what we signed later than we remember, we adopt.
@@ -291,6 +335,8 @@ impl Membership {
         changed |= drop_expired(&mut self.outgoing, now);
         changed |= drop_expired(&mut self.given, now);
         changed |= drop_expired(&mut self.received, now);
+        self.outbox.retain(|waiting| now < waiting.expires());
+        changed |= self.forget_answered(now);
         changed |= self.forget_records();
         changed |= self.answer_by_rules(unix)?;
         changed |= self.complete_requests(unix)?;
@@ -315,7 +361,7 @@ impl Membership {
     fn answer_by_rules(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
         let mut answers = Vec::new();
         for (did, request) in &self.incoming {
-            let Some(record) = self.records.get(did) else {
+            let Some(record) = self.records.get(did).filter(|_| self.has_room_for(did)) else {
                 continue;
             };
             let Ok(member) = self.check_record(record, unix) else {
@@ -341,7 +387,9 @@ impl Membership {
                 let claims = consent.claims();
                 claims.re == Some(request.hash()) && claims.state == ConsentState::Active
             });
-            let Some((peer, _)) = answer else { continue };
+            let Some((peer, _)) = answer.filter(|(did, _)| self.has_room_for(did)) else {
+                continue;
+            };
             let Some(record) = self.records.get(peer) else {
                 continue;
             };
@@ -358,6 +406,34 @@ impl Membership {
             self.outgoing.remove(&to);
         }
         Ok(any)
+    }
+
+    /// Drops requests that trust stands for already, as where both ends asked at once.
+    ///
+    /// Who consented after asking has its answer; one that asks again offers something else.
+    fn forget_answered(&mut self, now: UnixTime) -> bool {
+        let (given, received, records) = (&self.given, &self.received, &self.records);
+        let active = |held: &BTreeMap<Did, Statement<Consent>>, did: &Did| {
+            let consent = held.get(did).filter(|consent| is_active(consent, now));
+            consent.map(Statement::seq)
+        };
+        let before = self.incoming.len() + self.outgoing.len();
+        self.incoming.retain(|did, request| {
+            active(given, did).is_none() || active(received, did) <= Some(request.seq())
+        });
+        self.outgoing.retain(|_, request| {
+            let to = &request.claims().to;
+            let asked = records.iter().filter(|(_, r)| r.claims().name == *to);
+            asked.into_iter().all(|(did, _)| {
+                active(received, did).is_none() || active(given, did) <= Some(request.seq())
+            })
+        });
+        before != self.incoming.len() + self.outgoing.len()
+    }
+
+    /// Tells whether one more consent, to `peer`, can be kept.
+    fn has_room_for(&self, peer: &Did) -> bool {
+        self.given.len() < MAX_KEPT || self.given.contains_key(peer)
     }
 
     fn renew_consents(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
@@ -388,6 +464,9 @@ impl Membership {
         re: Option<StatementHash>,
         unix: UnixTime,
     ) -> Result<(), TrustError> {
+        if !self.has_room_for(&peer) {
+            return Err(TrustError::Full);
+        }
         let claims = Consent {
             inbound,
             children: false,

@@ -1,0 +1,116 @@
+//! Holds `docs/security.md` to its word: each line names a test, and each test named exists.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// Sections whose every bullet is a claim.
+const CLAIMS: [&str; 4] = [
+    "## Who is believed, and why",
+    "## What each part can do if it turns evil",
+    "## Revocation",
+    "## Privacy",
+];
+
+/// A test as the document names it.
+#[derive(Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Named {
+    file: String,
+    test: String,
+}
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Returns the tests that `text` names, as "`file`: `test`, `test`", and the files without any.
+fn named(text: &str) -> (BTreeSet<Named>, Vec<String>) {
+    let (mut tests, mut bare) = (BTreeSet::new(), Vec::new());
+    // Every second piece stands between backticks.
+    let pieces = text.split('`').collect::<Vec<_>>();
+    let mut file = None::<(&str, bool)>;
+    for pair in pieces.chunks(2) {
+        let [before, code] = pair else { break };
+        let goes_on = matches!(before.trim(), ":" | ",");
+        if let Some((known, has_test)) = &mut file {
+            if goes_on && !code.contains('/') {
+                *has_test = true;
+                let (file, test) = (known.to_string(), code.to_string());
+                tests.insert(Named { file, test });
+                continue;
+            }
+            bare.extend((!*has_test).then(|| known.to_string()));
+            file = None;
+        }
+        if code.ends_with(".rs") {
+            file = Some((*code, false));
+        }
+    }
+    bare.extend(
+        file.filter(|(_, has)| !has)
+            .map(|(known, _)| known.to_owned()),
+    );
+    (tests, bare)
+}
+
+/// Tells whether `source` has a function `test` that a test harness runs.
+fn has_test(source: &str, test: &str) -> bool {
+    let lines = source.lines().collect::<Vec<_>>();
+    let head = format!("fn {test}(");
+    lines.iter().enumerate().any(|(at, line)| {
+        let attributes = lines[..at].iter().rev();
+        let mut attributes = attributes.take_while(|l| l.trim().starts_with(['#', '/']));
+        line.contains(&head) && attributes.any(|l| l.contains("test]") || l.contains("test("))
+    })
+}
+
+#[test]
+fn every_test_that_the_security_document_names_exists() {
+    let (tests, _) = named(&read("docs/security.md"));
+    let missing = tests
+        .iter()
+        .filter(|named| !has_test(&read(&named.file), &named.test))
+        .collect::<Vec<_>>();
+
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(tests.len() > 80, "only {} were found", tests.len());
+}
+
+#[test]
+fn every_claim_of_the_security_document_names_a_test() {
+    let document = read("docs/security.md");
+    let mut without = Vec::new();
+    for section in document.split("\n## ").map(|s| format!("## {s}")) {
+        if !CLAIMS.iter().any(|title| section.starts_with(title)) {
+            continue;
+        }
+        let paragraphs = section.split("\n\n").map(str::trim_start);
+        for list in paragraphs.filter(|p| p.starts_with("- ")) {
+            let lines = format!("\n{list}");
+            let claims = lines.split("\n- ").flat_map(|claim| claim.split("\n  - "));
+            let claims = claims.map(str::trim).filter(|c| !c.is_empty());
+            // A headline stands for the claims below it.
+            let shown = claims.filter(|c| !is_headline(c));
+            without.extend(shown.filter(|c| named(c).0.is_empty()).map(str::to_owned));
+        }
+    }
+
+    assert!(without.is_empty(), "{without:#?}");
+    let (_, bare) = named(&document);
+    assert!(bare.is_empty(), "files without a test: {bare:?}");
+}
+
+fn is_headline(claim: &str) -> bool {
+    claim.starts_with("**")
+}
+
+#[test]
+fn a_test_is_found_by_its_attribute() {
+    let source =
+        "#[test]\nfn a() {}\n\nfn b() {}\n\n#[tokio::test(flavor = \"x\")]\nasync fn c() {}\n";
+
+    let found = ["a", "b", "c", "d"].map(|test| has_test(source, test));
+    let (tests, bare) = named("x (`f.rs`: `a`,\n`b`; `g.rs`) and `c`");
+
+    assert_eq!(found, [true, false, true, false]);
+    assert_eq!((tests.len(), bare), (2, vec!["g.rs".to_owned()]));
+}
