@@ -11,6 +11,7 @@ mod join;
 mod leave;
 mod network;
 mod output;
+mod path;
 mod peers;
 mod ping;
 mod registry;
@@ -59,6 +60,7 @@ enum Command {
     Join(join::JoinArgs),
     Leave(leave::LeaveArgs),
     Network(network::NetworkArgs),
+    Path(path::PathArgs),
     Peers(peers::PeersArgs),
     Ping(ping::PingArgs),
     Registry(registry::RegistryArgs),
@@ -123,6 +125,7 @@ impl Command {
             | Self::Join(_)
             | Self::Leave(_)
             | Self::Network(_)
+            | Self::Path(_)
             | Self::Peers(_)
             | Self::Ping(_)
             | Self::Status(_)
@@ -142,6 +145,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Join(args) => args.run(context).await,
         Command::Leave(args) => args.run(context).await,
         Command::Network(args) => args.run(context).await,
+        Command::Path(args) => args.run(context).await,
         Command::Peers(args) => args.run(context).await,
         Command::Ping(args) => args.run(context).await,
         Command::Registry(args) => args.run(context).await,

@@ -4,6 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::engine::path::Path;
 use crate::id::{FullName, OverlayIp, UnixTime};
 use crate::wire::drop::{Counters, DropReason};
 
@@ -45,6 +46,8 @@ pub enum Event {
         local: OverlayIp,
         id: u64,
         rtt: Duration,
+        /// The way probe and answer took: direct when both came directly.
+        path: Path,
     },
     /// Who may talk changed: publish the tables.
     Tables,

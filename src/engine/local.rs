@@ -32,7 +32,8 @@ pub(crate) struct Local {
     /// When the attachment was last made or lost; None until a gateway is known.
     pub(crate) gateway_since: Option<Instant>,
     pub(crate) peers: BTreeMap<OverlayIp, Peer>,
-    probes: BTreeMap<u64, (OverlayIp, Instant)>,
+    /// Probes without an answer: to whom, when, and which way.
+    probes: BTreeMap<u64, (OverlayIp, Instant, Path)>,
     mode: Mode,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
@@ -163,7 +164,10 @@ impl Local {
         if self.probes.len() >= MAX_PROBES {
             self.probes.pop_first();
         }
-        self.probes.insert(id, (to, time.now));
+        let way = self.peers.get(&to).and_then(|peer| peer.path().current());
+        self.probes
+            .insert(id, (to, time.now, way.unwrap_or(Path::Relay)));
+        self.with_path(to, time, out, |path| path.handle_interest(time.now));
         // Path 0: the one data takes.
         if let Some(packet) = (Control::Probe { id, path: 0 }).packet() {
             self.send(to, &packet, time, out);
@@ -220,13 +224,14 @@ impl Local {
                 peer.answer((id, path), way, time.now, made);
             }),
             Some(Control::ProbeReply(reply)) => {
-                let asked = self.probes.get(&reply.id).filter(|(to, _)| *to == peer);
-                if let Some((_, sent)) = asked.copied() {
+                let asked = self.probes.get(&reply.id).filter(|(to, ..)| *to == peer);
+                if let Some((_, sent, there)) = asked.copied() {
                     self.probes.remove(&reply.id);
                     out.event(Event::Pong {
                         local: self.address,
                         id: reply.id,
                         rtt: time.now.saturating_duration_since(sent),
+                        path: there.max(way),
                     });
                     return;
                 }

@@ -1,6 +1,7 @@
 //! What the local API asks of the daemon.
 
 mod list;
+mod paths;
 mod ping;
 
 use std::time::Duration;
@@ -27,8 +28,9 @@ use crate::statement::{Scope, token::JoinToken};
 use crate::wire::api::{
     local::{
         AutoFrom, AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, OfAgent,
-        PathKind, Peers, Pending, PingReply, PingRequest, Status, TrustApprove, TrustChange,
-        TrustChanged, TrustList, TrustName, TrustRequest, Whois, WhoisQuery,
+        PathKind, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status,
+        TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Whois,
+        WhoisQuery,
     },
     problem::{Code, Problem},
 };
@@ -307,6 +309,12 @@ impl Control for Node {
             m.auto_remove(found.unwrap_or(usize::MAX)).map(drop)
         })
         .await
+    }
+
+    async fn path(&self, query: PathQuery) -> Result<PathReport, Problem> {
+        self.handle
+            .call(move |core| paths::report(core, &query))
+            .await?
     }
 
     async fn ping(&self, ping: PingRequest) -> Result<PingReply, Problem> {

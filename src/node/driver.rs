@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::{
     DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
 };
-use crate::engine::{Engine, Event, Time, membership::State};
+use crate::engine::{Engine, Event, Time, membership::State, path::Path};
 use crate::id::OverlayIp;
 use crate::node::store::Store;
 use crate::os::clock;
@@ -84,7 +84,7 @@ pub struct Core {
     epoch: u64,
     /// Resolved when the workers use the tables published last; None when somebody took it.
     published: Option<Published>,
-    pongs: BTreeMap<u64, oneshot::Sender<Duration>>,
+    pongs: BTreeMap<u64, oneshot::Sender<(Duration, Path)>>,
     /// Wakes the registry tasks, by agent.
     outboxes: BTreeMap<OverlayIp, Arc<Notify>>,
     /// Agents whose gateway's endpoints are to be looked up.
@@ -152,8 +152,8 @@ impl Core {
         self.lost_devices.remove(&local);
     }
 
-    /// Returns what resolves when the answer to probe `id` came.
-    pub fn await_pong(&mut self, id: u64) -> oneshot::Receiver<Duration> {
+    /// Returns what resolves when the answer to probe `id` came: its round-trip time and way.
+    pub fn await_pong(&mut self, id: u64) -> oneshot::Receiver<(Duration, Path)> {
         let (pong, answered) = oneshot::channel();
         self.pongs.retain(|_, waiting| !waiting.is_closed());
         self.pongs.insert(id, pong);
@@ -218,10 +218,10 @@ impl Core {
                 info!("A trust request waits for an answer");
                 debug!(%local, %from, "Trust request");
             }
-            Event::Pong { id, rtt, .. } => {
+            Event::Pong { id, rtt, path, .. } => {
                 if let Some(waiting) = self.pongs.remove(&id) {
                     // Whoever asked may have gone.
-                    let _gone = waiting.send(rtt);
+                    let _gone = waiting.send((rtt, path));
                 }
             }
             Event::Tables => self.publish(),

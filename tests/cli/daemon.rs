@@ -61,6 +61,8 @@ fn every_fact_is_json_with_its_version() {
         &["trust", "deny", "b"],
         &["ping", "b", "--count", "1"],
         &["ping", "b", "tcp/8000"],
+        &["ping", "near", "--until-direct"],
+        &["path", "b"],
     ] {
         let ran = ask(&daemon, &[args, &["--json"]].concat());
 
@@ -108,6 +110,13 @@ fn refusals_have_their_exit_codes_and_say_what_to_do() {
             "no answer from silent",
         ),
         (&["ping", "b", "tcp/8001"], 5, "bind it to [::]"),
+        (
+            &["ping", "b", "--until-direct", "--timeout", "1s"],
+            5,
+            "no direct path to b within 1 s: no endpoint of the peer answers (no_answer)",
+        ),
+        (&["ping", "stranger", "--until-direct"], 4, "no trust"),
+        (&["path", "stranger"], 4, "no trust"),
     ] {
         let ran = ask(&daemon, args);
 
@@ -231,4 +240,54 @@ fn a_user_of_no_standing_reads_and_does_not_change() {
         assert_eq!(ran.code, 3, "{args:?} {ran:?}");
         assert!(ran.err.contains("only root and group agentnet"), "{ran:?}");
     }
+}
+
+/// Issue 3: a person sees every path, what it is worth and why the one in use is.
+#[test]
+fn paths_are_shown_with_what_is_known_of_each() {
+    let daemon = FakeDaemon::start();
+
+    let ran = ask(&daemon, &["path", "b"]);
+
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    for part in [
+        "relay, through 203.0.113.7:16201, since 60 s ago",
+        "why: nothing nearer has answered yet (first)",
+        "not direct: no endpoint of the peer answers (no_answer); open the UDP port",
+        "named to the peer: 198.51.100.4:40000 (reflexive)",
+        "in use, answering",
+        "203.0.113.7:16201 (gateway)",
+        "12.3 ms  0 %",
+        "[2001:db8::7]:16200 (host)",
+        "100 %",
+    ] {
+        assert!(ran.out.contains(part), "{part}\n{}", ran.out);
+    }
+}
+
+/// Issue 3: `ping --until-direct` shows each ping's path and says what it waits for in vain.
+#[test]
+fn a_search_for_a_direct_path_ends_with_it_or_with_the_time() {
+    let daemon = FakeDaemon::start();
+
+    let found = ask(&daemon, &["ping", "near", "--until-direct"]);
+    assert_eq!((found.code, found.err.as_str()), (0, ""), "{found:?}");
+    assert!(found.out.contains("answered, 4.20 ms, direct"), "{found:?}");
+
+    let vain = ["ping", "b", "--until-direct", "--timeout", "1s", "--json"];
+    let vain = ask(&daemon, &vain);
+    assert_eq!(vain.code, 5, "{vain:?}");
+    let json = vain.json();
+    assert_eq!(
+        (
+            &json["direct"],
+            &json["not_direct"]["code"],
+            &json["replies"][0]["path"]
+        ),
+        (&false.into(), &"no_answer".into(), &"relay".into())
+    );
+    assert_eq!(
+        ask(&daemon, &["ping", "b", "tcp/1", "--until-direct"]).code,
+        2
+    );
 }

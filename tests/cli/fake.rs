@@ -4,10 +4,11 @@ use agentnet::id::{AgentId, IdentityKey, Label, NetworkId, NetworkPrefix, Overla
 use agentnet::node::local_api::{self, Control};
 use agentnet::statement::Scope;
 use agentnet::wire::api::local::{
-    AgentStatus, AutoRemove, AutoRule, AutoRules, Down, GatewayStatus, JoinRequest, Joined, Left,
-    LinkState, MembershipStatus, OfAgent, PathKind, Peer, Peers, Pending, PendingRequest,
-    PingOutcome, PingReply, PingRequest, RegistryStatus, SessionState, Status, TrustApprove,
-    TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois, WhoisQuery,
+    AgentStatus, AutoRemove, AutoRule, AutoRules, Down, Endpoint, EndpointKind, Family,
+    GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, OfAgent, PairState,
+    PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending, PendingRequest, PingOutcome,
+    PingReply, PingRequest, RegistryStatus, SessionState, Status, TrustApprove, TrustChange,
+    TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois, WhoisQuery, Why,
 };
 use agentnet::wire::api::problem::{Code, Problem};
 use tokio::{runtime::Runtime, sync::Notify};
@@ -245,6 +246,63 @@ impl Control for Fake {
         Ok(AutoRules { rules: Vec::new() })
     }
 
+    async fn path(&self, query: PathQuery) -> Result<PathReport, Problem> {
+        if query.name == "stranger" {
+            return Err(Problem::with(Code::NotFound, "no trust with it"));
+        }
+        let endpoint = |at: &str, kind| Endpoint {
+            at: at.parse().unwrap(),
+            kind,
+        };
+        let failed = |remote: &str| PathPair {
+            path: PathKind::Direct,
+            in_use: false,
+            state: PairState::Failed,
+            family: Some(Family::IPv6),
+            local: None,
+            remote: Some(endpoint(remote, EndpointKind::Host)),
+            gateway: None,
+            rtt_ms: None,
+            loss_percent: Some(100),
+            last_inbound: None,
+            penalized_until: None,
+        };
+        let relay = PathPair {
+            path: PathKind::Relay,
+            in_use: true,
+            state: PairState::Answering,
+            family: Some(Family::IPv4),
+            local: Some(endpoint("198.51.100.4:40000", EndpointKind::Reflexive)),
+            remote: Some(endpoint("203.0.113.7:16201", EndpointKind::Gateway)),
+            gateway: Some(id(7).did()),
+            rtt_ms: Some(12.34),
+            loss_percent: Some(0),
+            last_inbound: Some(ago(3)),
+            ..failed("[::]:0")
+        };
+        Ok(PathReport {
+            now: NOW,
+            name: format!("{}.acme.agent", query.name),
+            address: address(2),
+            agent: "planner.acme.agent".to_owned(),
+            state: SessionState::Up,
+            mode: "auto".to_owned(),
+            path: Some(PathKind::Relay),
+            since: ago(60),
+            why: Why {
+                code: "first".to_owned(),
+                text: "nothing nearer has answered yet".to_owned(),
+            },
+            not_direct: Some(Warning {
+                code: "no_answer".to_owned(),
+                text: "no endpoint of the peer answers".to_owned(),
+                cure: "open the UDP port".to_owned(),
+            }),
+            local: vec![endpoint("198.51.100.4:40000", EndpointKind::Reflexive)],
+            pairs: vec![relay, failed("[2001:db8::7]:16200")],
+        })
+    }
+
     async fn ping(&self, ping: PingRequest) -> Result<PingReply, Problem> {
         let outcome = match (ping.name.as_str(), ping.tcp) {
             ("silent", _) => PingOutcome::NoAnswer,
@@ -258,7 +316,10 @@ impl Control for Fake {
             address: address(2),
             outcome,
             rtt_ms: answered.then_some(4.2),
-            path: answered.then_some(PathKind::Relay),
+            path: answered.then_some(match ping.name.as_str() {
+                "near" => PathKind::Direct,
+                _ => PathKind::Relay,
+            }),
             hint: None,
         })
     }

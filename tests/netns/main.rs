@@ -9,6 +9,7 @@ mod endure;
 mod garbage;
 mod joining;
 mod lab;
+mod path_command;
 mod paths;
 mod process;
 mod revoke;

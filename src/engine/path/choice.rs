@@ -42,6 +42,19 @@ impl Reason {
             Self::Nearer => "nearer",
         }
     }
+
+    /// Returns the reason as a sentence.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Faster => "it answers faster than the path before, which is as near",
+            Self::First => "sessions begin this way, and nothing nearer has answered yet",
+            Self::Idle => "nothing was sent for long, so what was known of direct paths is too old",
+            Self::Lost => "data on the path before did not arrive",
+            Self::Mode => "the settings (path.mode) ask for it",
+            Self::NetworkChanged => "the network changed, here or at the peer",
+            Self::Nearer => "it is nearer than the path before and answered a probe",
+        }
+    }
 }
 
 impl PathAgent {

@@ -30,7 +30,7 @@ use crate::wire::control::ProbeReply;
 
 pub use candidate::{Class, is_usable};
 pub use choice::Reason;
-pub use view::{PairState, PairView, PathView};
+pub use view::{Obstacle, PairState, PairView, PathView};
 
 /// Endpoints of a peer that nobody named but authentic messages came from, as from behind a NAT that
 /// maps by destination; more would let a peer that roams quickly fill our memory.
@@ -112,7 +112,11 @@ impl PathAgent {
             has_relay: true,
             pairs: BTreeMap::from([(Path::Relay, Pair::relay())]),
             current,
-            reason: Reason::First,
+            reason: if mode == Mode::Auto {
+                Reason::First
+            } else {
+                Reason::Mode
+            },
             since: now,
             previous: None,
             evidence: Evidence::default(),
@@ -224,6 +228,9 @@ impl PathAgent {
             self.evidence.heard(self.current == Some(from), now);
         }
         let Path::Direct(endpoint) = from else {
+            if let Some(pair) = self.pairs.get_mut(&from) {
+                pair.inbound = Some(now);
+            }
             return;
         };
         if !self.mode.seeks() || !candidate::is_reachable(endpoint) {
@@ -235,7 +242,15 @@ impl PathAgent {
             self.bound_learned();
         }
         if let Some(pair) = self.pairs.get_mut(&from) {
+            pair.inbound = Some(now);
             pair.heard(now);
+        }
+    }
+
+    /// Takes that somebody wants to know whether there is a direct path, though no data flows.
+    pub fn handle_interest(&mut self, now: Instant) {
+        if self.evidence.is_idle(now) && !matches!(self.current, Some(Path::Direct(_))) {
+            self.wake(now);
         }
     }
 

@@ -55,6 +55,8 @@ pub(super) struct Pair {
     pub(super) has_answered: bool,
     /// Where the peer sees us on this path; None before a reply, and on the relay.
     pub(super) observed: Option<SocketAddr>,
+    /// Last authentic message on this path; None before the first.
+    pub(super) inbound: Option<Instant>,
     /// When a probe is wanted out of turn; None when none is.
     wanted: Option<Instant>,
     /// Last probe; None before the first.
@@ -81,6 +83,7 @@ impl Pair {
             state: PairState::Unprobed,
             has_answered: false,
             observed: None,
+            inbound: None,
             wanted: None,
             asked: None,
             tries: 0,

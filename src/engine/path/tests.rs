@@ -3,6 +3,7 @@
 mod choosing;
 mod probing;
 mod properties;
+mod seeing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -36,9 +36,15 @@ fn meant(core: &Core, agent: Option<&str>) -> Result<Vec<OverlayIp>, Problem> {
 }
 
 /// Turns a moment of the monotonic clock into wall time.
-fn wall(at: Instant) -> UnixTime {
+pub(super) fn wall(at: Instant) -> UnixTime {
     let time = now();
     time.unix.before(time.now.saturating_duration_since(at))
+}
+
+/// Turns a moment to come of the monotonic clock into wall time.
+pub(super) fn wall_ahead(at: Instant) -> UnixTime {
+    let time = now();
+    time.unix + at.saturating_duration_since(time.now)
 }
 
 pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
@@ -251,11 +257,7 @@ fn peer(own: &FullName, view: &PeerView) -> Peer {
         id: view.id,
         address: view.address,
         agent: own.to_string(),
-        state: match view.state {
-            PeerState::Idle => SessionState::None,
-            PeerState::Handshaking => SessionState::Handshaking,
-            PeerState::Up => SessionState::Up,
-        },
+        state: session(view.state),
         path: view.path.map(path_kind),
         last_handshake: view.stats.last_handshake.map(wall),
         last_inbound: view.stats.last_received.map(wall),
@@ -263,6 +265,14 @@ fn peer(own: &FullName, view: &PeerView) -> Peer {
         tx_bytes: view.stats.sent,
         inbound: view.inbound.first().cloned(),
         outbound: Some(view.outbound.clone()),
+    }
+}
+
+pub(super) const fn session(state: PeerState) -> SessionState {
+    match state {
+        PeerState::Idle => SessionState::None,
+        PeerState::Handshaking => SessionState::Handshaking,
+        PeerState::Up => SessionState::Up,
     }
 }
 

@@ -6,10 +6,11 @@ use std::{
 
 use tokio::net::TcpSocket;
 
+use crate::engine::path::Path;
 use crate::id::OverlayIp;
 use crate::node::{
-    control::{choose, member_name, path_kind},
-    driver::now,
+    control::{path_kind, paths},
+    driver::{Core, now},
     running::Node,
 };
 use crate::os::clock;
@@ -26,50 +27,39 @@ pub(super) async fn ping(node: &Node, ping: PingRequest) -> Result<PingReply, Pr
     let wait = Duration::from_millis(ping.timeout_ms).min(MAX_WAIT);
     let (agent, wanted) = (ping.agent, ping.name);
     let found = node.handle.call(move |core| {
-        let local = choose(core, agent.as_deref())?;
-        let membership = core.engine.membership(local);
-        let membership = membership.ok_or_else(|| Problem::new(Code::NotFound))?;
-        let member = member_name(membership, &wanted)?;
-        let own = core
-            .engine
-            .name(local)
-            .ok_or_else(|| Problem::new(Code::NotFound))?;
-        let full = member.full(own.network(), &membership.suffix.clone());
-        let time = now();
-        let address = core.engine.by_name(local, &full, time);
-        let nobody = || {
-            let what = format!("{full} is not known here, or there is no trust with it");
-            Problem::with(Code::NotFound, what)
-        };
-        Ok::<_, Problem>((local, full.to_string(), address.ok_or_else(nobody)?))
+        let (local, full) = paths::target(core, agent.as_deref(), &wanted)?;
+        let address = core.engine.by_name(local, &full, now());
+        let address = address.ok_or_else(|| paths::nobody(&full))?;
+        Ok::<_, Problem>((local, full.to_string(), address))
     });
     let (local, name, address) = found.await??;
-    let (outcome, rtt) = match ping.tcp {
-        Some(port) => connect(local, address, port, wait).await,
+    let (outcome, rtt, path) = match ping.tcp {
+        Some(port) => {
+            let (outcome, rtt) = connect(local, address, port, wait).await;
+            let current = move |core: &mut Core| core.engine.path(local, address, now());
+            (outcome, rtt, node.handle.call(current).await?)
+        }
         None => probe(node, local, address, wait).await?,
     };
-    let path = node
-        .handle
-        .call(move |core| core.engine.path(local, address, now()));
-    let path = path.await?.map(path_kind);
     Ok(PingReply {
         name,
         address,
         outcome,
         rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
-        path: path.filter(|_| rtt.is_some()),
+        path: path.filter(|_| rtt.is_some()).map(path_kind),
         hint: outcome.hint().map(str::to_owned),
     })
 }
 
+/// Probes by echo; tells which way echo and answer took.
 async fn probe(
     node: &Node,
     local: OverlayIp,
     peer: OverlayIp,
     wait: Duration,
-) -> Result<(PingOutcome, Option<Duration>), Problem> {
+) -> Result<(PingOutcome, Option<Duration>, Option<Path>), Problem> {
     if local == peer {
-        return Ok((PingOutcome::Answered, Some(Duration::ZERO)));
+        return Ok((PingOutcome::Answered, Some(Duration::ZERO), None));
     }
     let sent = node.handle.call(move |core| {
         let id = core.engine.probe(local, peer, now())?;
@@ -77,8 +67,8 @@ async fn probe(
     });
     let answered = sent.await?.ok_or_else(|| Problem::new(Code::NotFound))?;
     match tokio::time::timeout(wait, answered).await {
-        Ok(Ok(rtt)) => Ok((PingOutcome::Answered, Some(rtt))),
-        Ok(Err(_)) | Err(_) => Ok((PingOutcome::NoAnswer, None)),
+        Ok(Ok((rtt, path))) => Ok((PingOutcome::Answered, Some(rtt), Some(path))),
+        Ok(Err(_)) | Err(_) => Ok((PingOutcome::NoAnswer, None, None)),
     }
 }
 

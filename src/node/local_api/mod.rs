@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 use tracing::info;
 
 use crate::wire::api::local::{
-    AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, MAX_BODY, OfAgent, Peers,
-    Pending, PingReply, PingRequest, Status, TrustApprove, TrustChanged, TrustList, TrustName,
-    TrustRequest, Version, Versioned, Whois, WhoisQuery,
+    AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, MAX_BODY, OfAgent, PathQuery,
+    PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove, TrustChanged,
+    TrustList, TrustName, TrustRequest, Version, Versioned, Whois, WhoisQuery,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -69,6 +69,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Removes the rules about one selector.
     async fn auto_remove(&self, remove: AutoRemove) -> Result<AutoRules, Problem>;
+
+    /// Returns every path to another agent, and why the one in use is.
+    async fn path(&self, query: PathQuery) -> Result<PathReport, Problem>;
 
     /// Probes another agent once.
     async fn ping(&self, ping: PingRequest) -> Result<PingReply, Problem>;
@@ -120,6 +123,7 @@ fn router(control: Shared) -> Router {
             "/v1/status",
             get(|State(c): State<Shared>| async move { answer(c.status().await) }),
         )
+        .route("/v1/path", get(path))
         .route("/v1/peers", get(peers))
         .route("/v1/whois", get(whois))
         .route("/v1/trust", get(trust_list))
@@ -189,6 +193,7 @@ macro_rules! body_calls {
 }
 
 query_calls! {
+    path(PathQuery)
     peers(OfAgent)
     whois(WhoisQuery)
     trust_list(OfAgent)

@@ -32,7 +32,7 @@ pub struct PingReply {
     pub outcome: PingOutcome,
     /// None when nothing came back.
     pub rtt_ms: Option<f64>,
-    /// None without a session.
+    /// The way probe and answer took: direct when both did; None when nothing came back.
     pub path: Option<PathKind>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,

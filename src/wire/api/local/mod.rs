@@ -5,6 +5,7 @@
 
 mod act;
 mod owner;
+mod path;
 mod trust;
 
 use std::{
@@ -21,6 +22,7 @@ use crate::statement::Scope;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
 pub use owner::{Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
+pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, PathReport, Why};
 pub use trust::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,
     TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
