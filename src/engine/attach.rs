@@ -28,7 +28,7 @@ pub use crate::engine::hop::Received;
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 
 /// Longest wait, jitter included: a gateway that comes back is found within this.
-const MAX_RETRY: Duration = Duration::from_secs(5);
+const MAX_RETRY: Duration = Duration::from_secs(3);
 
 /// How much of a wait is random.
 const RETRY_JITTER_MS: u64 = 500;
@@ -40,8 +40,9 @@ const ATTACH_TRIES: u32 = 3;
 /// Longest wait after a refusal that only another record can cure.
 const MAX_REFUSED: Duration = Duration::from_secs(60);
 
-/// After a Reset agents come back one by one (protocol.md section 5: 0..3 s of jitter).
+/// After a Reset agents come back one by one, those with traffic first (protocol.md section 5).
 const RESET_JITTER_MS: u64 = 3000;
+const ACTIVE_JITTER_MS: u64 = 1000;
 
 /// How long an agent that attached elsewhere since keeps quiet here; long enough that two copies of
 /// one agent do not fight, short enough that the one that remains is reachable again.
@@ -233,6 +234,13 @@ impl Attachment {
         }
     }
 
+    /// Takes that the agent's traffic flows, past the gateway too.
+    pub const fn note_traffic(&mut self, now: Instant) {
+        if let Some(hop) = &mut self.hop {
+            hop.note_traffic(now);
+        }
+    }
+
     /// Wraps a message to `target`; None while not attached.
     pub fn wrap(
         &mut self,
@@ -408,12 +416,16 @@ impl Attachment {
     }
 
     fn handle_reset(&mut self, reset: Reset, now: Instant) -> Inbound {
-        if !self.hop.as_ref().is_some_and(|hop| hop.is_reset_by(&reset)) {
+        let Some(hop) = self.hop.take_if(|hop| hop.is_reset_by(&reset)) else {
             return Inbound::Dropped(DropReason::FrameTag);
-        }
-        self.hop = None;
+        };
         if matches!(self.phase, Phase::Rest) {
-            let jitter = Duration::from_millis(self.rng.random_range(0..RESET_JITTER_MS));
+            let longest = if hop.is_active(now) {
+                ACTIVE_JITTER_MS
+            } else {
+                RESET_JITTER_MS
+            };
+            let jitter = Duration::from_millis(self.rng.random_range(0..longest));
             self.attempts = 0;
             self.phase = Phase::Waiting {
                 until: now + jitter,
@@ -431,7 +443,7 @@ impl Attachment {
             Err(reason) => return Inbound::Dropped(reason),
         };
         match header.kind {
-            Kind::Data => match hop.received(&header, bytes) {
+            Kind::Data => match hop.received(&header, bytes, now) {
                 Ok(received) => return Inbound::Received(received),
                 Err(reason) => return Inbound::Dropped(reason),
             },

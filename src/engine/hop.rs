@@ -17,7 +17,14 @@ use crate::wire::drop::DropReason;
 const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// The same when something was sent and nothing came back, as from a gateway that died.
-const DOUBT: Duration = Duration::from_secs(3);
+const DOUBT: Duration = Duration::from_secs(1);
+
+/// The same when traffic stopped: a router on the way may have lost the mapping, and only a frame of
+/// ours makes another. So often, with pauses that begin with [`DOUBT`] and double.
+const AFTER_TRAFFIC: u32 = 4;
+
+/// Traffic of so long ago still counts as going on.
+const ACTIVE: Duration = Duration::from_secs(10);
 
 /// Wait for the answer to a heartbeat, and how many go unanswered before the gateway is given up.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -61,6 +68,10 @@ pub struct Hop {
     asked: Instant,
     /// Heartbeats since the last frame received.
     unanswered: u32,
+    /// Last traffic of the agent, by this hop or past it; None before the first.
+    traffic: Option<Instant>,
+    /// Heartbeats since then.
+    since_traffic: u32,
     frames_sent: u64,
     frames_received: u64,
 }
@@ -86,6 +97,8 @@ impl Hop {
             waiting_since: None,
             asked: now,
             unanswered: 0,
+            traffic: None,
+            since_traffic: 0,
             frames_sent: 0,
             frames_received: 0,
         }
@@ -138,6 +151,7 @@ impl Hop {
         self.last_sent = now;
         self.waiting_since.get_or_insert(now);
         self.frames_sent += 1;
+        self.note_traffic(now);
         Some((self.endpoint, header.frame(&self.keys_up, payload)))
     }
 
@@ -154,6 +168,7 @@ impl Hop {
         if kind == Kind::Heartbeat {
             self.asked = now;
             self.unanswered += 1;
+            self.since_traffic += 1;
         }
         Some((self.endpoint, header.frame(&self.keys_up, &[])))
     }
@@ -182,13 +197,30 @@ impl Hop {
     }
 
     /// Returns what an opened frame brought.
-    pub fn received(&mut self, header: &Header, frame: &[u8]) -> Result<Received, DropReason> {
+    pub fn received(
+        &mut self,
+        header: &Header,
+        frame: &[u8],
+        now: Instant,
+    ) -> Result<Received, DropReason> {
         self.frames_received += 1;
+        self.note_traffic(now);
         Ok(Received {
             source: OverlayIp::new(header.source).map_err(|_| DropReason::FrameSource)?,
             target: OverlayIp::new(header.target).map_err(|_| DropReason::FrameTarget)?,
             payload: HEADER..frame.len(),
         })
+    }
+
+    /// Takes that the agent's traffic flows, by this hop or past it.
+    pub const fn note_traffic(&mut self, now: Instant) {
+        self.traffic = Some(now);
+        self.since_traffic = 0;
+    }
+
+    /// Tells whether the agent's traffic flowed just now.
+    pub fn is_active(&self, now: Instant) -> bool {
+        self.traffic.is_some_and(|at| now < at + ACTIVE)
     }
 
     /// Tells whether a Reset is the gateway's own about this hop.
@@ -224,7 +256,13 @@ impl Hop {
             return self.asked + ANSWER;
         }
         let idle = self.last_sent.min(self.last_received) + HEARTBEAT;
-        self.waiting_since.map_or(idle, |at| idle.min(at + DOUBT))
+        let doubt = self.waiting_since.map(|at| at + DOUBT);
+        let quiet = self.traffic.filter(|_| self.since_traffic < AFTER_TRAFFIC);
+        let quiet = quiet.map(|at| at + DOUBT * ((2 << self.since_traffic) - 1));
+        [doubt, quiet]
+            .into_iter()
+            .flatten()
+            .fold(idle, Instant::min)
     }
 
     fn next_message(&mut self) -> Option<u64> {

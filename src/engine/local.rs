@@ -208,6 +208,9 @@ impl Local {
                     self.control(peer, way, &packet, time, out);
                 }
                 PeerOutput::Packet(_, bytes) => {
+                    if let Some(attachment) = &mut self.attachment {
+                        attachment.note_traffic(time.now);
+                    }
                     out.packets.push_back(Packet {
                         local: self.address,
                         peer,

@@ -14,14 +14,14 @@ use agentnet::wire::drop::DropReason;
 use crate::gateway::{LEASE, World};
 use crate::network::{Network, key, tunnel};
 
-const YEAR: Duration = Duration::from_secs(365 * 86_400);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-const fn secs(n: u64) -> Duration {
+pub(crate) const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 /// Two attached agents of one network.
-fn pair(seed: u64) -> (World, Network, usize, usize) {
+pub(crate) fn pair(seed: u64) -> (World, Network, usize, usize) {
     let mut world = World::new(seed);
     let network = Network::new(1);
     world.start_gateway(&[network.id()]);
@@ -56,7 +56,7 @@ fn revocation(network: &Network, n: u16) -> Statement<Revocation> {
     Statement::sign(&network.root, head, claims).unwrap()
 }
 
-fn exchange(world: &mut World, network: &Network, a: usize, b: usize) {
+pub(crate) fn exchange(world: &mut World, network: &Network, a: usize, b: usize) {
     world.received(a);
     world.received(b);
     assert!(world.send(a, network.address(11), b"to b"));
@@ -202,32 +202,6 @@ fn a_detached_agent_is_gone_at_once() {
     assert_eq!(world.agents[b].attachment.poll_timeout(), None);
 }
 
-/// A gateway that dies without a word is noticed, and found again within 5 s of its return.
-#[test]
-fn a_gateway_that_comes_back_is_found_within_5_s() {
-    let (mut world, network, a, b) = pair(9);
-    world.gateway = None;
-    world.send(a, network.address(11), b"into the void");
-    world.run(secs(8));
-    assert_eq!(world.state(a), State::Handshaking);
-    world.run(secs(120));
-
-    world.start_gateway(&[network.id()]);
-    world.run(secs(5));
-
-    exchange(&mut world, &network, a, b);
-}
-
-#[test]
-fn an_idle_agent_notices_a_dead_gateway_by_its_heartbeat() {
-    let (mut world, _, a, _) = pair(10);
-    world.gateway = None;
-
-    world.run(secs(30));
-
-    assert_eq!(world.state(a), State::Handshaking);
-}
-
 /// what was seen on the wire is of no use to others.
 #[test]
 fn replayed_frames_are_dropped() {
@@ -346,40 +320,6 @@ fn a_lapsed_membership_ends_the_attachment_until_it_is_renewed() {
 
     assert_eq!(world.state(short), State::Attached);
     assert_eq!(world.state(a), State::Attached);
-}
-
-/// P-003: an agent that moves keeps its attachment; the gateway follows its frames.
-#[test]
-fn an_agent_that_moves_is_followed() {
-    let (mut world, network, a, b) = pair(18);
-    let before = world.to_gateway.len();
-    world.agents[a].at = "192.0.2.77:1234".parse().unwrap();
-
-    world.agents[a].attachment.announce(clock::now());
-    world.deliver();
-
-    exchange(&mut world, &network, a, b);
-    assert_eq!(world.to_gateway.len() - before, 3);
-}
-
-/// The newest attachment of an agent wins, and the old one keeps quiet instead of fighting.
-#[test]
-fn a_copy_of_an_agent_displaces_it() {
-    let (mut world, network, a, b) = pair(19);
-    let copy = world.add(&network, 11, YEAR);
-
-    world.run(secs(60));
-
-    assert_eq!(
-        (world.state(b), world.state(copy)),
-        (State::Displaced, State::Attached)
-    );
-    assert_eq!(world.attached(), 2);
-    world.send(a, network.address(11), b"hello");
-    assert_eq!(
-        (world.received(copy).len(), world.received(b).len()),
-        (1, 0)
-    );
 }
 
 /// A hop secret is not used for more than a day, and its renewal loses no frame.

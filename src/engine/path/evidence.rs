@@ -1,13 +1,14 @@
 use std::time::{Duration, Instant};
 
 /// Unproven data that is not yet strange: longer than any RTT but a satellite's.
-const DOUBT: Duration = Duration::from_secs(1);
+const DOUBT: Duration = Duration::from_millis(500);
 
-/// Unproven data after which the path is left (protocol.md section 6).
-const LOST: Duration = Duration::from_secs(3);
+/// Unproven data after which the path is left: time for two reports of the peer that differ, which
+/// prove data that nothing answers, and for programs to notice less than 3 s (tailscale#19457).
+const LOST: Duration = Duration::from_secs(2);
 
 /// Pause between looks for a way out, while none is found.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Looks before the pause becomes longer.
 const QUICK_LOOKS: u32 = 5;
