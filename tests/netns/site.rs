@@ -24,6 +24,16 @@ table ip router {
     }
 }";
 
+/// `conntrack -F` without the package: the netfilter message that deletes whatever there is
+/// (IPCTNL_MSG_CT_DELETE without attributes, linux/netfilter/nfnetlink_conntrack.h).
+const FLUSH: &str = "
+import socket, struct
+link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+link.send(struct.pack(\"=IHHIIBBH\", 20, 0x102, 5, 1, 0, 0, 0, 0))
+error, = struct.unpack(\"=i\", link.recv(4096)[16:20])
+assert error == 0, error
+";
+
 /// Five hosts: `b` and `a` can talk to `public` at once, to each other only through it.
 pub(crate) struct Site {
     pub(crate) public: Host,
@@ -69,5 +79,14 @@ impl Site {
                  nft add rule ip router cut ip daddr {other} meta l4proto udp drop"
             ));
         }
+    }
+
+    /// Has a router forget all its mappings, as a reboot does, and take other ports for new ones.
+    pub(crate) fn reboot(router: &Host) {
+        router.ok(&format!(
+            "nft flush chain ip router post && \
+             nft add rule ip router post oifname wan meta l4proto '{{ tcp, udp }}' \
+             masquerade to :41000-41999 && python3 -c '{FLUSH}'"
+        ));
     }
 }

@@ -23,6 +23,8 @@ use crate::process::{Output, Proc};
 const INSIDE: &str = "AGENTNET_WORLD";
 /// A tmpfs that all hosts of one world share, gone with the world.
 const SCRATCH: &str = "/mnt";
+/// What lines with a measurement begin with.
+const MEASURED: &str = "recovery:";
 /// How long anything that should happen may take before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -59,6 +61,19 @@ pub(crate) fn in_world_of<Test>(body: impl FnOnce(&World)) {
         inner.status.success() && said.contains("1 passed"),
         "{test} in its world:\n{said}"
     );
+    for line in said.lines().filter(|line| line.starts_with(MEASURED)) {
+        show(line);
+    }
+}
+
+/// Tells how long a recovery took, for the table in docs/recovery.md.
+pub(crate) fn recovered(what: &str, outage: Duration) {
+    show(&format!("{MEASURED} {what}: {} ms", outage.as_millis()));
+}
+
+#[expect(clippy::print_stdout, reason = "a measurement is shown with the test")]
+fn show(line: &str) {
+    println!("{line}");
 }
 
 /// Returns the time; the one place where these tests read the clock.
