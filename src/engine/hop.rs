@@ -57,6 +57,7 @@ pub struct Hop {
     next: u64,
     endpoint: SocketAddr,
     observed: SocketAddr,
+    /// At least a heartbeat, or the hop would be given up as soon as it is there.
     lease: Duration,
     mtu: u16,
     renew: Instant,
@@ -89,7 +90,7 @@ impl Hop {
             next: 0,
             endpoint,
             observed: attached.observed,
-            lease: Duration::from_secs(u64::from(attached.lease)),
+            lease: Duration::from_secs(u64::from(attached.lease)).max(HEARTBEAT),
             mtu: attached.mtu,
             renew: now + LIFE.saturating_sub(early),
             last_sent: now,

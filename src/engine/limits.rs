@@ -20,6 +20,45 @@ impl Source {
     }
 }
 
+/// A token bucket: the moment at which it is full again (the generic cell rate algorithm).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bucket {
+    full: Instant,
+    /// Time that one token takes to come back.
+    cost: Duration,
+    /// Time that all tokens take to come back.
+    depth: Duration,
+}
+
+impl Bucket {
+    /// Makes a full bucket of `burst` tokens, of which `per_second` come back.
+    pub(crate) fn new(per_second: u32, burst: u32, now: Instant) -> Self {
+        let cost = Duration::from_secs(1) / per_second.max(1);
+        let depth = cost * burst.max(1);
+        Self {
+            full: now,
+            cost,
+            depth,
+        }
+    }
+
+    /// Takes a token; false when there is none.
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
+        let is_allowed = now >= self.free_at();
+        if is_allowed {
+            self.full = self.full.max(now) + self.cost;
+        }
+        is_allowed
+    }
+
+    /// Returns when there is a token.
+    pub(crate) fn free_at(&self) -> Instant {
+        let spare = self.depth.saturating_sub(self.cost);
+        // Before the clock's own epoch there is nothing to wait for either.
+        self.full.checked_sub(spare).unwrap_or(self.full)
+    }
+}
+
 /// One token bucket a source, in a table of bounded size.
 ///
 /// A bucket is the moment at which it is full again (the generic cell rate algorithm), so a full
@@ -114,6 +153,20 @@ mod tests {
 
         assert_eq!((burst, rate), (5, 2));
         assert!(limits.take(source("192.0.2.2:1"), now));
+    }
+
+    #[test]
+    fn a_bucket_says_when_it_has_a_token() {
+        let now = start();
+        let mut bucket = Bucket::new(2, 3, now);
+
+        let burst = (0..9).filter(|_| bucket.take(now)).count();
+        let next = bucket.free_at();
+
+        assert_eq!((burst, next), (3, now + Duration::from_millis(500)));
+        assert!(!bucket.take(now + Duration::from_millis(499)) && bucket.take(next));
+        let rested = now + Duration::from_secs(60);
+        assert_eq!((0..9).filter(|_| bucket.take(rested)).count(), 3);
     }
 
     #[test]

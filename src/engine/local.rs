@@ -223,9 +223,15 @@ impl Local {
 
     fn control(&mut self, peer: OverlayIp, way: Path, packet: &[u8], time: Time, out: &mut Out) {
         match Control::parse(packet) {
-            Some(Control::Probe { id, path }) => self.with_peer(peer, time, out, |peer, made| {
-                peer.answer((id, path), way, time.now, made);
-            }),
+            Some(Control::Probe { id, path }) => {
+                let mut answered = Ok(());
+                self.with_peer(peer, time, out, |peer, made| {
+                    answered = peer.answer((id, path), way, time.now, made);
+                });
+                if let Err(reason) = answered {
+                    out.drop(reason);
+                }
+            }
             Some(Control::ProbeReply(reply)) => {
                 let asked = self.probes.get(&reply.id).filter(|(to, ..)| *to == peer);
                 if let Some((_, sent, there)) = asked.copied() {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::engine::{
+    limits::Bucket,
     membership::Trusted,
     path::{Mode, Path, PathAgent},
     session::{Opened, Session, SessionKeys},
@@ -39,6 +40,11 @@ const UNKNOWN_SESSION: Duration = Duration::from_secs(5);
 
 /// After this a rekey on a direct path is tried through the gateways too (protocol.md section 6).
 const REKEY_ELSEWHERE: Duration = Duration::from_secs(1);
+
+/// Probes of the peer that are answered: above the 20 per second that its paths need, and so few
+/// that a peer that forges their source makes no flood of the answers.
+const ANSWERS_PER_SECOND: u32 = 30;
+const ANSWERS_BURST: u32 = 60;
 
 /// Where the ephemeral key of an initiation is (WireGuard paper section 5.4.2): it tells copies of
 /// one message, which came by several paths, from a repeated handshake.
@@ -112,6 +118,8 @@ pub(crate) struct Peer {
     initiation: Option<Vec<u8>>,
     /// Packets of user data from the peer, wrapping, as its probes are told.
     counted: u32,
+    /// Answers to its probes that may go.
+    answers: Bucket,
     stats: PeerStats,
 }
 
@@ -135,6 +143,7 @@ impl Peer {
             elsewhere: None,
             initiation: None,
             counted: 0,
+            answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_BURST, now),
             stats: PeerStats::default(),
         }
     }

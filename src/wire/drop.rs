@@ -101,6 +101,8 @@ drop_reasons! {
     NoSession => "no_session",
     /// A packet that waited for its session while too many others did.
     PeerQueueFull => "peer_queue_full",
+    /// A probe beyond the number that one peer's are answered.
+    ProbeLimited => "probe_limited",
     /// A decrypted packet whose destination is not the session's own agent.
     SessionDestination => "session_destination",
     /// A message of a session that does not open, was replayed, or is out of order.

@@ -5,6 +5,7 @@ mod attach;
 mod clock;
 mod first_light;
 mod gateway;
+mod hostile;
 mod motion;
 mod network;
 mod pair;

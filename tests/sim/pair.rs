@@ -22,20 +22,21 @@ use agentnet::{
 };
 
 use crate::clock::Simulation;
+use crate::hostile::evil::Evil;
 
 /// More rounds than any exchange takes; a loop names its culprit instead of hanging.
 const MAX_ROUNDS: usize = 100_000;
 
-const DOMAIN: u8 = 200;
-const REGISTRY: u8 = 201;
-const GATEWAY: u8 = 202;
-const OWNER: u8 = 203;
+pub(crate) const DOMAIN: u8 = 200;
+pub(crate) const REGISTRY: u8 = 201;
+pub(crate) const GATEWAY: u8 = 202;
+pub(crate) const OWNER: u8 = 203;
 
 pub(crate) fn key(n: u8) -> IdentityKey {
     IdentityKey::from_seed([n; 32])
 }
 
-fn network() -> NetworkId {
+pub(crate) fn network() -> NetworkId {
     key(OWNER).did().into()
 }
 
@@ -63,7 +64,9 @@ pub(crate) struct World {
     pub(crate) sim: Simulation,
     /// None while the gateway is down.
     pub(crate) gateway: Option<Core>,
-    gateway_at: SocketAddr,
+    /// Stands in the gateway's place, with its keys; None while the gateway is honest.
+    pub(crate) evil: Option<Evil>,
+    pub(crate) gateway_at: SocketAddr,
     pub(crate) hosts: BTreeMap<&'static str, Host>,
     pub(crate) has_registry: bool,
     /// Whether hosts reach each other without the gateway.
@@ -78,6 +81,7 @@ impl World {
         let mut world = Self {
             sim: Simulation::start(seed),
             gateway: None,
+            evil: None,
             gateway_at: "203.0.113.1:16201".parse().unwrap(),
             hosts: BTreeMap::new(),
             has_registry: true,
@@ -205,9 +209,11 @@ impl World {
             self.run();
             let hosts = self.hosts.values().filter_map(|h| h.engine.poll_timeout());
             let gateway = self.gateway.as_ref().and_then(Core::poll_timeout);
+            let evil = self.evil.as_ref().and_then(Evil::poll_timeout);
             let next = hosts
                 .chain(gateway)
                 .map(|(at, _)| at)
+                .chain(evil)
                 .min()
                 .unwrap_or(end)
                 .min(end);
@@ -294,7 +300,9 @@ impl World {
     pub(crate) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         let time = now();
         if to == self.gateway_at {
-            if let Some(gateway) = &mut self.gateway {
+            if let Some(evil) = &mut self.evil {
+                evil.handle_datagram(from, &bytes, time);
+            } else if let Some(gateway) = &mut self.gateway {
                 gateway.handle_datagram(from, bytes, time.now, time.unix);
             }
             return;
@@ -341,11 +349,12 @@ impl World {
     }
 
     fn drain_gateway(&mut self) -> bool {
-        let Some(gateway) = &mut self.gateway else {
-            return false;
-        };
         let mut busy = false;
-        while let Some((to, bytes)) = gateway.poll_transmit() {
+        while let Some((to, bytes)) = match (&mut self.evil, &mut self.gateway) {
+            (Some(evil), _) => evil.poll_transmit(now()),
+            (None, Some(gateway)) => gateway.poll_transmit(),
+            (None, None) => None,
+        } {
             busy = true;
             self.wire.push((self.gateway_at, to, bytes.clone()));
             if let Some(host) = self.hosts.values_mut().find(|h| h.at == to && h.is_online) {
@@ -365,7 +374,7 @@ pub(crate) fn drops(host: &Host, reason: DropReason) -> u64 {
     host.engine.counters().of(reason)
 }
 
-fn membership(n: u8, name: &str, life: Duration) -> Membership {
+pub(crate) fn membership(n: u8, name: &str, life: Duration) -> Membership {
     let unix = clock::unix();
     let prefix = DomainPrefix::of(&key(DOMAIN).did().into()).network(1);
     let label = "acme".parse().unwrap();

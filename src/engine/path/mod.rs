@@ -24,7 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::path::{candidate::same_list, evidence::Evidence, pair::Pair, probes::Probes};
+use crate::engine::{
+    limits::Bucket,
+    path::{candidate::same_list, evidence::Evidence, pair::Pair, probes::Probes},
+};
 use crate::wire::candidate::{Candidate, Candidates, MAX_CANDIDATES};
 use crate::wire::control::ProbeReply;
 
@@ -38,6 +41,11 @@ const MAX_LEARNED: usize = 8;
 
 /// Candidates are told again at these times after the first, since nothing acknowledges them.
 const TELL_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
+/// Probes to endpoints that never answered: two full lists of candidates at once, twice over, and
+/// then few, so that a peer that names strangers without end makes next to nothing of it.
+const STRANGE_BURST: u32 = 320;
+const STRANGE_PER_SECOND: u32 = 2;
 
 /// Shortest time between fresh starts of a path that is heard but does not answer.
 const REVIVE: Duration = Duration::from_secs(5);
@@ -89,6 +97,8 @@ pub struct PathAgent {
     previous: Option<(Path, Instant)>,
     evidence: Evidence,
     probes: Probes,
+    /// What may go to endpoints that never answered.
+    strange: Bucket,
     local: Vec<Candidate>,
     seq: u64,
     /// When the candidates are told, first one first.
@@ -121,6 +131,7 @@ impl PathAgent {
             previous: None,
             evidence: Evidence::default(),
             probes: Probes::new(seed, now),
+            strange: Bucket::new(STRANGE_PER_SECOND, STRANGE_BURST, now),
             local: Vec::new(),
             seq: 0,
             tell: VecDeque::new(),

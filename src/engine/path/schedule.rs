@@ -67,9 +67,15 @@ impl PathAgent {
         let kept = pair.asked_at().filter(|_| is_kept && pair.is_alive());
         let kept = kept.map(|at| at + KEEPALIVE);
         let kept = kept.filter(|at| *at < self.idle_at());
-        turn.into_iter()
-            .chain(kept.map(|at| (at, Due::Probe)))
-            .min()
+        let due = turn.into_iter().chain(kept.map(|at| (at, Due::Probe)));
+        let (at, due) = due.min()?;
+        let is_bounded = due == Due::Probe && is_strange(path, pair);
+        let free_at = if is_bounded {
+            self.strange.free_at()
+        } else {
+            at
+        };
+        Some((at.max(free_at), due))
     }
 
     fn judge(&mut self, now: Instant) {
@@ -117,6 +123,9 @@ impl PathAgent {
             return;
         };
         if let Some(pair) = self.pairs.get_mut(&path) {
+            if is_strange(path, pair) {
+                self.strange.take(now);
+            }
             pair.asked(now);
             self.probes.make(path, pair.number, now);
         }
@@ -156,4 +165,9 @@ impl PathAgent {
         }
         self.switch(Some(Path::Relay), Reason::Idle, now);
     }
+}
+
+/// Tells whether whoever is at an endpoint may never have wanted to hear of us.
+fn is_strange(path: Path, pair: &Pair) -> bool {
+    path != Path::Relay && !pair.has_answered
 }

@@ -9,6 +9,7 @@ use crate::engine::{
 use crate::wire::{
     control::{Control, ProbeReply},
     datagram::{Datagram, WireGuard},
+    drop::DropReason,
 };
 
 impl Peer {
@@ -27,14 +28,17 @@ impl Peer {
         self.drain(now, out);
     }
 
-    /// Answers a probe that came on `from`; one of path 0 as data goes.
+    /// Answers a probe that came on `from`, one of path 0 as data goes; or says why not.
     pub(crate) fn answer(
         &mut self,
         (id, path): (u64, u16),
         from: Path,
         now: Instant,
         out: &mut Vec<PeerOutput>,
-    ) {
+    ) -> Result<(), DropReason> {
+        if !self.answers.take(now) {
+            return Err(DropReason::ProbeLimited);
+        }
         let observed = match from {
             Path::Direct(endpoint) => Some(endpoint),
             Path::Relay => None,
@@ -49,6 +53,7 @@ impl Peer {
             _ => from,
         };
         self.send_control(&reply, way, now, out);
+        Ok(())
     }
 
     /// Sends what the path agent wants sent.
