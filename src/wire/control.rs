@@ -188,7 +188,7 @@ impl Control {
             }
             Self::AttachRefused { code, text } => {
                 body.extend(code.code().to_be_bytes());
-                body.extend(text.bytes().take(MAX_TEXT));
+                body.extend(cut(text).bytes());
                 4
             }
             Self::Goodbye { reason } => {
@@ -238,10 +238,11 @@ impl Control {
             3 => Attached::decode(body).map(Self::Attached),
             4 => {
                 let (code, text) = body.split_first_chunk()?;
+                // Cut once more, since what stands for bytes that are no text is longer than they are.
                 let text = text.get(..MAX_TEXT).unwrap_or(text);
                 Some(Self::AttachRefused {
                     code: Refusal::from_code(u16::from_be_bytes(*code)),
-                    text: String::from_utf8_lossy(text).into_owned(),
+                    text: cut(&String::from_utf8_lossy(text)).to_owned(),
                 })
             }
             5 => Some(Self::Goodbye {
@@ -331,6 +332,12 @@ fn packet(payload: &[u8]) -> Vec<u8> {
     packet.extend(TO.octets());
     packet.extend(payload);
     packet
+}
+
+/// Returns as much of a refusal's text as is sent, in whole characters.
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT))
+        .unwrap_or_default()
 }
 
 impl Part {
@@ -512,6 +519,19 @@ mod tests {
             Some(Control::Probe { id: 5, path: 2 })
         );
         assert_eq!(Control::decode(&probe[..probe.len() - 1]), None);
+    }
+
+    /// Found by fuzzing: what stands for a byte that is no text has three, and was cut in two.
+    #[test]
+    fn a_refusals_text_is_cut_in_whole_characters() {
+        for text in [vec![0xff; 250], "\u{e9}".repeat(125).into_bytes()] {
+            let mut bytes = vec![0, 4, 0, u8::try_from(text.len() + 2).unwrap(), 0, 2];
+            bytes.extend(text);
+
+            let refused = Control::decode(&bytes).unwrap();
+
+            assert_eq!(Control::decode(&refused.encode().unwrap()), Some(refused));
+        }
     }
 
     #[test]
