@@ -60,35 +60,38 @@ impl EventStream {
             })?;
             let messages = self.reader.push(&piece);
             let messages = messages.map_err(|error| ClientError::malformed(&error.to_string()))?;
-            self.ready.extend(messages.into_iter().filter_map(open));
+            self.ready
+                .extend(messages.into_iter().filter_map(WatchEvent::read));
         }
     }
 }
 
-/// Returns the event in a message; None for kinds of newer registries and for nonsense.
-fn open(message: Message) -> Option<WatchEvent> {
-    let kind = EventKind::from_name(&message.event)?;
-    let (network, statement) = match kind {
-        EventKind::Live | EventKind::Reset => (None, String::new()),
-        EventKind::Network => {
-            let data = serde_json::from_str::<NetworkEvent>(&message.data).ok()?;
-            (Some(data.network), data.grant)
-        }
-        EventKind::Consent
-        | EventKind::Gateway
-        | EventKind::Record
-        | EventKind::Request
-        | EventKind::Revocation => {
-            let data = serde_json::from_str::<StatementEvent>(&message.data).ok()?;
-            (data.network, data.statement)
-        }
-    };
-    Some(WatchEvent {
-        id: message.id,
-        kind,
-        network,
-        statement,
-    })
+impl WatchEvent {
+    /// Returns the event in a message; None for kinds of newer registries and for nonsense.
+    pub fn read(message: Message) -> Option<Self> {
+        let kind = EventKind::from_name(&message.event)?;
+        let (network, statement) = match kind {
+            EventKind::Live | EventKind::Reset => (None, String::new()),
+            EventKind::Network => {
+                let data = serde_json::from_str::<NetworkEvent>(&message.data).ok()?;
+                (Some(data.network), data.grant)
+            }
+            EventKind::Consent
+            | EventKind::Gateway
+            | EventKind::Record
+            | EventKind::Request
+            | EventKind::Revocation => {
+                let data = serde_json::from_str::<StatementEvent>(&message.data).ok()?;
+                (data.network, data.statement)
+            }
+        };
+        Some(Self {
+            id: message.id,
+            kind,
+            network,
+            statement,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -106,10 +109,14 @@ mod tests {
     /// headscale#3346: one bad event does not block the others.
     #[test]
     fn nonsense_and_unknown_kinds_are_passed_over() {
-        assert_eq!(open(message("policy", "{}")), None);
-        assert_eq!(open(message("record", "{")), None);
-        let record = open(message("record", r#"{"statement":"a.b.c","more":1}"#)).unwrap();
+        assert_eq!(WatchEvent::read(message("policy", "{}")), None);
+        assert_eq!(WatchEvent::read(message("record", "{")), None);
+        let record =
+            WatchEvent::read(message("record", r#"{"statement":"a.b.c","more":1}"#)).unwrap();
         assert_eq!(record.statement, "a.b.c");
-        assert_eq!(open(message("live", "")).unwrap().kind, EventKind::Live);
+        assert_eq!(
+            WatchEvent::read(message("live", "")).unwrap().kind,
+            EventKind::Live
+        );
     }
 }
