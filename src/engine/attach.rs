@@ -241,6 +241,11 @@ impl Attachment {
         }
     }
 
+    /// Returns where the gateway may be.
+    pub fn endpoints(&self) -> &[SocketAddr] {
+        &self.config.endpoints
+    }
+
     /// Wraps a message to `target`; None while not attached.
     pub fn wrap(
         &mut self,

@@ -1,10 +1,11 @@
 //! What comes without a gateway, and the wishes about it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use crate::engine::{
     Engine, Time,
     limits::{Limits, Source},
+    local::Local,
     path::{Mode, Path, PathView},
     session::receiver_index,
 };
@@ -23,6 +24,9 @@ const MAX_SOURCES: usize = 1024;
 
 /// Keys of ours that a direct handshake is tried with (protocol.md section 6).
 const MAX_KEYS: usize = 16;
+
+/// Data this long before the host fell asleep was part of a talk; a path is kept as long without.
+const TALKING: Duration = Duration::from_secs(180);
 
 /// Makes the limits of direct handshakes.
 pub(super) fn limits() -> Limits {
@@ -100,6 +104,21 @@ impl Engine {
         for local in self.locals.values_mut() {
             local.change_network(time, &mut self.out);
         }
+    }
+
+    /// Takes that the host slept and woke up: every way is looked for anew, and whom we talked to
+    /// when it fell asleep is spoken to at once, for what we shared with it may be out of date.
+    pub fn handle_resume(&mut self, slept: Duration, time: Time) {
+        let since = time.now.checked_sub(slept + TALKING);
+        for local in self.locals.values_mut() {
+            local.change_network(time, &mut self.out);
+            local.wake_all(since, time, &mut self.out);
+        }
+    }
+
+    /// Returns where datagrams of ours go: gateways, and endpoints of peers that answered.
+    pub fn remotes(&self) -> Vec<SocketAddr> {
+        self.locals.values().flat_map(Local::remotes).collect()
     }
 
     /// Returns the paths to an installed peer.

@@ -176,6 +176,11 @@ impl Peer {
         }
     }
 
+    /// Returns when user data last went either way; None before any.
+    pub(crate) fn last_data(&self) -> Option<Instant> {
+        self.session.last_received().max(self.session.last_sent())
+    }
+
     pub(crate) fn index(&self) -> u32 {
         self.session.index()
     }

@@ -23,6 +23,7 @@ use crate::node::{
     resolver::{Resolver, Settings, Upstream},
     running::{Change, Facts, Node},
     store::{Store, StoreError},
+    suspend,
     sync::{Link, Sync},
 };
 use crate::os::{
@@ -103,6 +104,7 @@ pub async fn run(
     let driver = tokio::spawn(driver::run(core, jobs, worker));
     let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
     let network = tokio::spawn(network::follow(handle.clone(), port));
+    let suspend = tokio::spawn(suspend::follow(handle.clone()));
     let (facts, seen) = watch::channel(BTreeMap::new());
     let (changes, mut asked) = mpsc::channel(MAX_CHANGES);
     let node = Arc::new(Node {
@@ -136,6 +138,7 @@ pub async fn run(
     }
     lookups.abort();
     network.abort();
+    suspend.abort();
     daemon.take_down().await;
     drop(node);
     drop(daemon);

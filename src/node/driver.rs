@@ -293,7 +293,8 @@ pub async fn run(
     loop {
         let deadline = core.engine.poll_timeout().map_or_else(
             || TokioInstant::now() + NEVER,
-            |(at, _reason)| TokioInstant::from_std(at),
+            // The timers of tokio stand still while the host sleeps, the engine's time does not.
+            |(at, _reason)| TokioInstant::now() + at.saturating_duration_since(clock::boot()),
         );
         tokio::select! {
             biased;
@@ -326,10 +327,10 @@ pub fn channel() -> (Handle, mpsc::Receiver<Job>) {
     (Handle { jobs: sender }, receiver)
 }
 
-/// Returns both clocks.
+/// Returns both clocks of the engine; time goes on while the host sleeps.
 pub fn now() -> Time {
     Time {
-        now: clock::now(),
+        now: clock::boot(),
         unix: clock::unix(),
     }
 }

@@ -16,4 +16,5 @@ pub mod owner;
 pub mod resolver;
 mod running;
 pub mod store;
+mod suspend;
 mod sync;

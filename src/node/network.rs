@@ -1,15 +1,29 @@
-use std::{net::IpAddr, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tracing::{debug, info, warn};
 
 use crate::id::OverlayIp;
-use crate::node::driver::{Handle, now};
-use crate::os::link::Links;
+use crate::node::driver::{Handle, Stopped, now};
+use crate::os::{
+    link::{LinkError, Links},
+    underlay::{Route, leads_elsewhere},
+};
 
 /// One change of network comes as several messages; they are taken together.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// Keeps the engine told of the host's own addresses until the daemon stops.
+/// What was last seen of the host's network.
+#[derive(Debug)]
+struct Seen {
+    endpoints: Vec<SocketAddr>,
+    routes: BTreeSet<Route>,
+}
+
+/// Keeps the engine told of the host's own addresses and routes until the daemon stops.
 pub(super) async fn follow(handle: Handle, port: u16) {
     let mut links = match Links::open() {
         Ok(links) => links,
@@ -18,20 +32,15 @@ pub(super) async fn follow(handle: Handle, port: u16) {
             return;
         }
     };
-    let mut known: Option<Vec<SocketAddr>> = None;
+    // None until it was looked at once.
+    let mut known = None;
     loop {
-        match links.addresses().await {
-            Ok(found) => {
-                let found = endpoints(found, port);
-                if known.as_ref() != Some(&found) {
-                    let has_moved = known.is_some();
-                    known = Some(found.clone());
-                    if !tell(&handle, found, has_moved).await {
-                        return;
-                    }
-                }
-            }
-            Err(error) => debug!(%error, "Addresses not listed"),
+        match look(&links, port).await {
+            Ok(found) => match tell(&handle, known.take(), found).await {
+                Ok(told) => known = Some(told),
+                Err(Stopped) => return,
+            },
+            Err(error) => debug!(%error, "Network not looked at"),
         }
         if !links.changed().await {
             warn!("Changes of network are not noticed any more");
@@ -42,16 +51,33 @@ pub(super) async fn follow(handle: Handle, port: u16) {
     }
 }
 
-/// Tells the engine where we are; false when the daemon stops.
-async fn tell(handle: &Handle, found: Vec<SocketAddr>, has_moved: bool) -> bool {
+async fn look(links: &Links, port: u16) -> Result<Seen, LinkError> {
+    Ok(Seen {
+        endpoints: endpoints(links.addresses().await?, port),
+        routes: links.routes().await?,
+    })
+}
+
+/// Tells the engine where we are, and whether that is another place than before.
+async fn tell(handle: &Handle, before: Option<Seen>, found: Seen) -> Result<Seen, Stopped> {
     let told = handle.call(move |core| {
-        core.engine.set_host_candidates(&found, now());
+        let time = now();
+        let Some(before) = before else {
+            core.engine.set_host_candidates(&found.endpoints, time);
+            return found;
+        };
+        let has_moved = before.endpoints != found.endpoints;
+        let remotes = core.engine.remotes();
         if has_moved {
-            info!("The network changed");
-            core.engine.handle_network_change(now());
+            core.engine.set_host_candidates(&found.endpoints, time);
         }
+        if has_moved || leads_elsewhere(&before.routes, &found.routes, &remotes) {
+            info!(addresses = has_moved, "The network changed");
+            core.engine.handle_network_change(time);
+        }
+        found
     });
-    told.await.is_ok()
+    told.await
 }
 
 /// Returns where peers may find our socket; the underlay is never reached through the overlay.

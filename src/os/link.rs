@@ -1,21 +1,36 @@
-//! The addresses of the host's interfaces, and word when they change, by rtnetlink.
+//! The addresses of the host's interfaces and its routes, and word when they change, by rtnetlink.
 
-use std::{io, net::IpAddr, pin::Pin};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    pin::Pin,
+};
 
-use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, future::ready};
 use rtnetlink::{
-    Handle, MulticastGroup, new_multicast_connection,
-    packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+        route::RouteMessage,
+    },
 };
 use thiserror::Error;
 use tokio::task::JoinHandle;
+
+use crate::os::underlay::Route;
+
+/// Routes that are compared; beyond it, as on a router of the Internet, default routes alone are.
+const MAX_ROUTES: usize = 16_384;
 
 /// What stops the interfaces from being followed.
 #[derive(Debug, Error)]
 pub enum LinkError {
     #[error("cannot open a netlink socket")]
     Socket(#[source] io::Error),
-    #[error("cannot list addresses: {0}")]
+    #[error("cannot list addresses or routes: {0}")]
     List(#[source] rtnetlink::Error),
 }
 
@@ -41,12 +56,19 @@ impl Drop for Links {
 impl Links {
     /// Opens the connection; it lives on the current tokio runtime.
     pub fn open() -> Result<Self, LinkError> {
-        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+            // The kernel says nothing of IPv4 routes that go with their interface.
+            MulticastGroup::Link,
+        ];
         let (connection, handle, messages) =
             new_multicast_connection(&groups).map_err(LinkError::Socket)?;
         Ok(Self {
             handle,
-            changes: Box::pin(messages.map(drop)),
+            changes: Box::pin(messages.filter_map(|(message, _)| ready(may_matter(&message)))),
             connection: tokio::spawn(connection),
         })
     }
@@ -66,7 +88,27 @@ impl Links {
         Ok(found)
     }
 
-    /// Waits for a change of addresses; false when no more will be heard of.
+    /// Returns the routes by which datagrams may leave the host.
+    pub async fn routes(&self) -> Result<BTreeSet<Route>, LinkError> {
+        let mut found = BTreeSet::new();
+        let all = [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ];
+        for version in all {
+            let mut routes = self.handle.route().get(version).execute();
+            while let Some(message) = routes.try_next().await.map_err(LinkError::List)? {
+                let room = found.len() < MAX_ROUTES;
+                found.extend(Route::of(&message).filter(|route| room || route.is_default()));
+            }
+        }
+        if found.len() >= MAX_ROUTES {
+            found.retain(Route::is_default);
+        }
+        Ok(found)
+    }
+
+    /// Waits for a change of addresses or routes; false when no more will be heard of.
     ///
     /// # Cancel safety
     ///
@@ -79,6 +121,20 @@ impl Links {
     pub fn forget(&mut self) {
         while self.changes.next().now_or_never().flatten().is_some() {}
     }
+}
+
+/// Tells whether a message is worth a look at all there is; our own routes are not.
+fn may_matter(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<()> {
+    let is_foreign = |route: &RouteMessage| Route::of(route).is_some();
+    let NetlinkPayload::InnerMessage(inner) = &message.payload else {
+        // Such as word that messages were lost.
+        return Some(());
+    };
+    let (RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) = inner
+    else {
+        return Some(());
+    };
+    is_foreign(route).then_some(())
 }
 
 /// Returns the address if it is in use and means something beyond its link.

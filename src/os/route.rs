@@ -20,7 +20,7 @@ use crate::id::{NetworkPrefix, OverlayIp};
 use crate::os::sysctl::{self, SysctlError};
 
 /// Marks our routes; not in iproute2's list of known protocols.
-const OURS: RouteProtocol = RouteProtocol::Other(0x61);
+pub(super) const OURS: RouteProtocol = RouteProtocol::Other(0x61);
 
 /// The kernel's own metric for IPv6 routes; a second agent of the network takes the next free one.
 const FIRST_METRIC: u32 = 1024;

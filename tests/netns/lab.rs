@@ -35,8 +35,13 @@ pub(crate) struct Lab {
 
 /// Runs `body` in a world of its own with everything up and both agents joined and attached.
 pub(crate) fn in_lab<F: FnOnce(&mut Lab)>(body: F) {
-    in_world_of::<F>(|world| {
-        let mut lab = Lab::services(world);
+    in_world_of::<F>(|world| body(&mut Lab::up(world)));
+}
+
+impl Lab {
+    /// Brings up everything, both agents joined and attached.
+    pub(crate) fn up(world: &World) -> Self {
+        let mut lab = Self::services(world);
         lab.token("all", "--name '*' --uses 10");
         for (host, name) in [(&lab.site.a, "a"), (&lab.site.b, "b")] {
             host.ok(&format!(
@@ -44,11 +49,9 @@ pub(crate) fn in_lab<F: FnOnce(&mut Lab)>(body: F) {
             ));
         }
         lab.start_nodes();
-        body(&mut lab);
-    });
-}
+        lab
+    }
 
-impl Lab {
     /// Brings up registry and gateway with network `acme`, and nothing on hosts a and b.
     pub(crate) fn services(world: &World) -> Self {
         let site = Site::new(world);

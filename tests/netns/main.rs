@@ -14,6 +14,7 @@ mod motion;
 mod paths;
 mod process;
 mod revoke;
+mod routes;
 mod services;
 mod site;
 mod stream;

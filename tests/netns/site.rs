@@ -50,17 +50,8 @@ impl Site {
             "ip link add br0 type bridge && ip addr add {PUB}/24 dev br0 && ip link set br0 up"
         ));
         for (router, address, host, lan) in [(&ra, RA, &a, "10.0.1"), (&rb, RB, &b, "10.0.2")] {
-            let port = format!("p{}", router.name());
-            public.link(&port, router, "wan");
-            public.ok(&format!("ip link set {port} master br0"));
-            router.link("lan", host, "eth0");
-            router.ok(&format!(
-                "ip addr add {address}/24 dev wan && ip addr add {lan}.1/24 dev lan && \
-                 echo 1 > /proc/sys/net/ipv4/ip_forward && echo '{ROUTER}' | nft -f -"
-            ));
-            host.ok(&format!(
-                "ip addr add {lan}.2/24 dev eth0 && ip route add default via {lan}.1"
-            ));
+            uplink(&public, (router, address), (host, "eth0"), lan);
+            host.ok(&format!("ip route add default via {lan}.1"));
         }
         Self {
             public,
@@ -89,4 +80,22 @@ impl Site {
              masquerade to :41000-41999 && python3 -c '{FLUSH}'"
         ));
     }
+}
+
+/// Joins a host to the public one by a router of its own: the host is .2 of the LAN, without a route.
+pub(crate) fn uplink(
+    public: &Host,
+    (router, address): (&Host, &str),
+    (host, interface): (&Host, &str),
+    lan: &str,
+) {
+    let port = format!("p{}", router.name());
+    public.link(&port, router, "wan");
+    public.ok(&format!("ip link set {port} master br0"));
+    router.link("lan", host, interface);
+    router.ok(&format!(
+        "ip addr add {address}/24 dev wan && ip addr add {lan}.1/24 dev lan && \
+         echo 1 > /proc/sys/net/ipv4/ip_forward && echo '{ROUTER}' | nft -f -"
+    ));
+    host.ok(&format!("ip addr add {lan}.2/24 dev {interface}"));
 }

@@ -297,3 +297,49 @@ fn the_view_tells_why() {
     let view = world.host("b").engine.paths(peer, local, now()).unwrap();
     assert!(view.pairs.iter().all(|p| p.path != Path::Direct(tun)));
 }
+
+/// Issue 3: a host that slept for an hour attaches and speaks to whom it talked to at once, though
+/// every key is too old by then; no data is needed for that.
+#[test]
+fn a_host_that_slept_is_back_within_a_second() {
+    let mut world = world(true);
+    world.send("a", "b", b"first");
+    talk(&mut world, 5);
+    assert!(is_direct(&world));
+    let slept = SECOND * 3600;
+
+    let sleeper = world.hosts.remove("a").unwrap();
+    world.pass(slept);
+    world.hosts.insert("a", sleeper);
+    world.wire.clear();
+    world.host("a").engine.handle_resume(slept, now());
+    world.pass(SECOND);
+
+    assert!(is_direct(&world), "and no data flowed");
+    world.arrived("b");
+    assert_eq!(talk(&mut world, 5), 0);
+}
+
+/// Of many peers only those are spoken to that were talked to when the host fell asleep.
+#[test]
+fn a_host_that_slept_leaves_those_alone_it_did_not_talk_to() {
+    for (silent, talked) in [(300, false), (100, true)] {
+        let mut world = world(true);
+        world.send("a", "b", b"first");
+        world.pass(SECOND * silent);
+        let (b, slept) = (at(&world, "b"), SECOND * 600);
+
+        let sleeper = world.hosts.remove("a").unwrap();
+        world.pass(slept);
+        world.hosts.insert("a", sleeper);
+        world.wire.clear();
+        world.host("a").engine.handle_resume(slept, now());
+        world.run();
+
+        assert_eq!(
+            world.wire.iter().any(|(_, to, _)| *to == b),
+            talked,
+            "{silent} s"
+        );
+    }
+}

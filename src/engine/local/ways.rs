@@ -1,6 +1,6 @@
 //! What an agent's peers share of paths: candidates, the wish, and what comes directly.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use crate::engine::{
     attach::Attachment,
@@ -60,6 +60,24 @@ impl Local {
         // Peers leave an endpoint that is no longer named at once.
         self.reflexive = None;
         self.tell_candidates(time, out);
+    }
+
+    /// Makes sessions with the peers that data went to or came from since `since`; None is ever.
+    pub(crate) fn wake_all(&mut self, since: Option<Instant>, time: Time, out: &mut Out) {
+        let is_late = |at: Instant| since.is_none_or(|since| at >= since);
+        let talked = |peer: &&Peer| peer.last_data().is_some_and(is_late);
+        let talked = self.peers.values().filter(talked).map(Peer::address);
+        for peer in talked.collect::<Vec<_>>() {
+            self.wake(peer, time, out);
+        }
+    }
+
+    /// Returns where datagrams go: the gateway's endpoints, and those of peers that answered.
+    pub(crate) fn remotes(&self) -> Vec<SocketAddr> {
+        let gateway = self.attachment.as_ref().map(Attachment::endpoints);
+        let gateway = gateway.into_iter().flatten().copied();
+        let peers = self.peers.values().flat_map(|peer| peer.path().endpoints());
+        gateway.chain(peers).collect()
     }
 
     /// Lets paths know how the gateway is reached and sees us.
