@@ -2,11 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType,
+use rtnetlink::packet_route::{
+    AddressFamily,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
+        RouteType,
+    },
 };
 
 use crate::os::route::OURS;
@@ -34,11 +38,13 @@ impl Route {
     /// Reads a message about a route; None for our own routes and those to this host's addresses.
     pub(super) fn of(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
-        let is_barrier = match header.kind {
-            RouteType::Unicast => false,
-            RouteType::BlackHole | RouteType::Prohibit | RouteType::Unreachable => true,
-            _ => return None,
-        };
+        let is_barrier = matches!(
+            header.kind,
+            RouteType::BlackHole | RouteType::Prohibit | RouteType::Unreachable
+        );
+        if !is_barrier && header.kind != RouteType::Unicast {
+            return None;
+        }
         if header.protocol == OURS || header.flags.contains(RouteFlags::Cloned) {
             return None;
         }
@@ -106,23 +112,22 @@ pub fn leads_elsewhere(
 }
 
 fn anywhere(header: &RouteHeader) -> Option<IpAddr> {
-    use rtnetlink::packet_route::AddressFamily;
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "of the kernel's families we speak these"
-    )]
-    match header.address_family {
-        AddressFamily::Inet => Some(std::net::Ipv4Addr::UNSPECIFIED.into()),
-        AddressFamily::Inet6 => Some(std::net::Ipv6Addr::UNSPECIFIED.into()),
-        _ => None,
+    if header.address_family == AddressFamily::Inet {
+        Some(Ipv4Addr::UNSPECIFIED.into())
+    } else if header.address_family == AddressFamily::Inet6 {
+        Some(Ipv6Addr::UNSPECIFIED.into())
+    } else {
+        None
     }
 }
 
 const fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
-        _ => None,
+    if let RouteAddress::Inet(ip) = address {
+        Some(IpAddr::V4(*ip))
+    } else if let RouteAddress::Inet6(ip) = address {
+        Some(IpAddr::V6(*ip))
+    } else {
+        None
     }
 }
 
@@ -144,7 +149,6 @@ mod tests {
         RouteMessageBuilder,
         packet_route::route::{RouteProtocol, RouteScope},
     };
-    use std::net::{Ipv4Addr, Ipv6Addr};
 
     fn default_by(gateway: [u8; 4]) -> RouteMessage {
         let route = RouteMessageBuilder::<Ipv4Addr>::new();

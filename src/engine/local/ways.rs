@@ -25,14 +25,19 @@ impl Local {
             endpoint: *endpoint,
             priority: HOST_PRIORITY,
         };
-        let reflexive = self.reflexive.map(|endpoint| Candidate {
-            kind: Kind::Reflexive,
-            endpoint,
-            priority: REFLEXIVE_PRIORITY,
-        });
+        let seen = |endpoint: SocketAddr| {
+            // Without a NAT it is an interface's, and better known as such (RFC 8445 section 5.1.3).
+            let known = Some(host(&endpoint)).filter(|_| self.hosts.contains(&endpoint));
+            known.unwrap_or(Candidate {
+                kind: Kind::Reflexive,
+                endpoint,
+                priority: REFLEXIVE_PRIORITY,
+            })
+        };
         // First, since what is beyond the sixteenth is left out.
-        reflexive
+        self.reflexive
             .into_iter()
+            .map(seen)
             .chain(self.hosts.iter().map(host))
             .collect()
     }
