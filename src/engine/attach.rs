@@ -404,9 +404,11 @@ impl Attachment {
             }
             Control::Attach { .. }
             | Control::Candidates(_)
+            | Control::Have(_)
             | Control::Part(_)
             | Control::Probe { .. }
-            | Control::ProbeReply(_) => {}
+            | Control::ProbeReply(_)
+            | Control::Statement { .. } => {}
         }
         Inbound::Consumed
     }

@@ -51,6 +51,19 @@ pub enum Event {
     },
     /// Who may talk changed: publish the tables.
     Tables,
+    /// A peer, named while it is known, knew of a revocation that the registry did not tell.
+    Withheld {
+        local: OverlayIp,
+        from: Option<FullName>,
+    },
+}
+
+/// A statement that an installed peer told in its session; nothing of it is checked yet.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) local: OverlayIp,
+    pub(crate) from: OverlayIp,
+    pub(crate) text: String,
 }
 
 /// What came out of one input, in order.
@@ -60,6 +73,7 @@ pub(crate) struct Out {
     pub(crate) packets: VecDeque<Packet>,
     pub(crate) injections: VecDeque<(OverlayIp, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
+    pub(crate) heard: VecDeque<Heard>,
     pub(crate) counters: Counters,
 }
 

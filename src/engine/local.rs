@@ -1,3 +1,4 @@
+mod tell;
 mod ways;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
@@ -8,8 +9,10 @@ use crate::engine::{
     membership::{Membership, Refused, Trusted},
     path::{Mode, Path},
     peer::{Peer, PeerConfig, PeerOutput},
+    withheld::Withheld,
 };
 use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime};
+use crate::statement::{Record, Statement};
 use crate::wire::{
     control::{self, Control},
     drop::DropReason,
@@ -43,10 +46,13 @@ pub(crate) struct Local {
     told_by: Option<u32>,
     /// Whether the gateway carried frames when paths were last told.
     had_relay: bool,
+    /// Our record as it was when it last said something new; None before the first.
+    own_record: Option<Statement<Record>>,
+    pub(crate) withheld: Withheld,
 }
 
 impl Local {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         membership: Membership,
         address: OverlayIp,
         name: FullName,
@@ -66,6 +72,8 @@ impl Local {
             reflexive: None,
             told_by: None,
             had_relay: false,
+            own_record: None,
+            withheld: Withheld::default(),
         }
     }
 
@@ -78,6 +86,7 @@ impl Local {
         time: Time,
         mut fresh: impl FnMut() -> (u32, [u8; 32]),
         released: &mut Vec<u32>,
+        out: &mut Out,
     ) -> bool {
         let trusted = self.membership.trusted(time.unix);
         let mut changed = false;
@@ -85,16 +94,21 @@ impl Local {
             .iter()
             .map(|t| (t.member.address, t.tunnel))
             .collect::<BTreeMap<_, _>>();
-        self.peers.retain(|address, peer| {
-            let stays = keep.get(address) == Some(&peer.trusted().tunnel);
-            if !stays {
-                released.push(peer.index());
-                changed = true;
-            }
-            stays
-        });
+        let stays =
+            |address: &OverlayIp, peer: &Peer| keep.get(address) == Some(&peer.trusted().tunnel);
+        let leaving = self.peers.iter().filter(|(at, peer)| !stays(at, peer));
+        for address in leaving.map(|(at, _)| *at).collect::<Vec<_>>() {
+            let made = self.tell_last(address, time.now);
+            self.carry(address, made, time, out);
+            released.extend(self.peers.remove(&address).map(|gone| gone.index()));
+            changed = true;
+        }
         for trusted in trusted {
             changed |= self.install_one(trusted, time.now, &mut fresh);
+        }
+        self.note_holdings(time.now);
+        for address in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.carry_out(address, Vec::new(), time, out);
         }
         changed
     }
@@ -195,7 +209,16 @@ impl Local {
         self.carry_out(from, made, time, out);
     }
 
+    /// Does what a peer wants done, and tells it what is due besides.
     fn carry_out(&mut self, peer: OverlayIp, made: Vec<PeerOutput>, time: Time, out: &mut Out) {
+        self.carry(peer, made, time, out);
+        let told = self.tell(peer, time.now);
+        if !told.is_empty() {
+            self.carry(peer, told, time, out);
+        }
+    }
+
+    fn carry(&mut self, peer: OverlayIp, made: Vec<PeerOutput>, time: Time, out: &mut Out) {
         for output in made {
             match output {
                 PeerOutput::Datagram(Path::Relay, message) => {
@@ -251,12 +274,27 @@ impl Local {
             Some(Control::Candidates(candidates)) => self.with_path(peer, time, out, |path| {
                 path.handle_candidates(&candidates, time.now);
             }),
+            Some(Control::Have(have)) => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.with_gossip(|gossip| gossip.handle_have(&have, time.now));
+                }
+            }
+            Some(Control::Statement { text }) => {
+                self.receive_statement(peer, text, time.now, out);
+            }
+            Some(Control::Part(part)) => {
+                let found = self.peers.get_mut(&peer);
+                match found.map_or(Ok(None), |peer| peer.receive_part(part, time.now)) {
+                    Ok(Some(text)) => self.receive_statement(peer, text, time.now, out),
+                    Ok(None) => {}
+                    Err(reason) => out.drop(reason),
+                }
+            }
             Some(
                 Control::Attach { .. }
                 | Control::Attached(_)
                 | Control::AttachRefused { .. }
-                | Control::Goodbye { .. }
-                | Control::Part(_),
+                | Control::Goodbye { .. },
             ) => {}
             None => out.drop(DropReason::ControlMalformed),
         }
@@ -276,6 +314,7 @@ impl Local {
     /// Presents our record to the gateway, as it is now.
     pub(crate) fn present(&mut self, time: Time) -> Result<(), Refused> {
         let record = self.membership.sign_record(self.gateways(), time.unix)?;
+        self.note_record(&record, time.now);
         if let Some(attachment) = &mut self.attachment {
             attachment.set_record(record.text().to_owned(), time.now);
         }
@@ -348,8 +387,10 @@ impl Local {
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let peers = self.peers.values().filter_map(Peer::poll_timeout);
+        let withheld = self.withheld.poll_timeout();
         peers
             .chain(self.attachment.as_ref().and_then(Attachment::poll_timeout))
+            .chain(withheld.map(|at| (at, "what the registry keeps back")))
             .min()
     }
 

@@ -58,6 +58,35 @@ pub enum Refused {
     Full,
 }
 
+impl Refused {
+    /// Tells whether no honest end would have passed the statement on: it checked it first, and
+    /// only time or what else was revoked can have made it invalid since.
+    pub(crate) const fn is_forgery(&self) -> bool {
+        match self {
+            Self::Chain(error) => !matches!(
+                error,
+                ChainError::Length
+                    | ChainError::NotAdmitted
+                    | ChainError::Revoked(_)
+                    | ChainError::TokenExpired(_)
+                    | ChainError::Statement(
+                        StatementError::Expired(_)
+                            | StatementError::FromFuture(_)
+                            | StatementError::WrongVersion(_)
+                    )
+            ),
+            Self::Statement(error) => !matches!(
+                error,
+                StatementError::Expired(_)
+                    | StatementError::FromFuture(_)
+                    | StatementError::WrongVersion(_)
+            ),
+            Self::NotForUs => true,
+            Self::Full | Self::NameHeld(_) | Self::Replayed(_) | Self::Unasked => false,
+        }
+    }
+}
+
 /// Answers requests without a person: who asks from a matching name or tag gets the scope.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AutoRule {

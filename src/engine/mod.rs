@@ -8,6 +8,8 @@
 pub mod attach;
 mod direct;
 mod event;
+mod gossip;
+mod hear;
 pub mod hop;
 pub(crate) mod limits;
 mod local;
@@ -22,6 +24,7 @@ pub(crate) mod testing;
 pub mod trust;
 pub mod view;
 pub mod window;
+mod withheld;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -196,6 +199,7 @@ impl Engine {
             // Only gateways and installed peers speak to us; all others meet silence.
             None => self.handle_direct(from, bytes, time),
         }
+        self.hear(time);
     }
 
     /// Takes a packet of an agent's TUN to an installed peer.
@@ -238,7 +242,11 @@ impl Engine {
             Forwarded::Consent => membership.take_consent(text, time.unix)? != Taken::Known,
             Forwarded::Record => membership.take_record(text, time.unix)? != Taken::Known,
             Forwarded::Request => membership.take_request(text, time.unix)? != Taken::Known,
-            Forwarded::Revocation => membership.take_revocation(text, time.unix)?,
+            Forwarded::Revocation => {
+                let changed = membership.take_revocation(text, time.unix)?;
+                self.note_told(local, text);
+                changed
+            }
             Forwarded::Gateway => {
                 if membership.take_gateway(text, time.unix)? {
                     self.out.event(Event::Gateway { local });
@@ -287,6 +295,7 @@ impl Engine {
                 local.handle_timeout(time, &mut self.out);
             }
         }
+        self.report_withheld(time);
     }
 
     /// Returns how long the trust that stands lasts unchanged.
@@ -324,7 +333,7 @@ impl Engine {
             rng.fill_bytes(&mut seed);
             (unused_index(rng, indices), seed)
         };
-        if found.install(time, fresh, &mut released) {
+        if found.install(time, fresh, &mut released, &mut self.out) {
             self.out.event(Event::Tables);
         }
         for index in released {
@@ -374,6 +383,7 @@ impl Engine {
         let found = self.locals.get_mut(&local)?;
         let gateways = found.gateways();
         let record = found.membership.sign_record(gateways, time.unix).ok()?;
+        found.note_record(&record, time.now);
         self.out.event(Event::Changed);
         Some(record)
     }

@@ -1,3 +1,4 @@
+mod tell;
 mod ways;
 
 use std::{
@@ -6,6 +7,7 @@ use std::{
 };
 
 use crate::engine::{
+    gossip::Gossip,
     limits::Bucket,
     membership::Trusted,
     path::{Mode, Path, PathAgent},
@@ -16,6 +18,7 @@ use crate::wire::{
     control::is_control,
     datagram::{Datagram, WireGuard},
     drop::DropReason,
+    part::Reassembler,
 };
 
 /// Packets that may wait for a session; a TCP connection's first flight and a few look-ups.
@@ -121,6 +124,13 @@ pub(crate) struct Peer {
     /// Answers to its probes that may go.
     answers: Bucket,
     stats: PeerStats,
+    gossip: Gossip,
+    /// Whether what is to be told waits until user data flows again.
+    gossip_waits: bool,
+    /// Messages of the peer that come in parts.
+    parts: Reassembler,
+    /// Number of our last message in parts.
+    message: u32,
 }
 
 impl Peer {
@@ -145,6 +155,10 @@ impl Peer {
             counted: 0,
             answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_BURST, now),
             stats: PeerStats::default(),
+            gossip: Gossip::default(),
+            gossip_waits: false,
+            parts: Reassembler::default(),
+            message: 0,
         }
     }
 
@@ -333,6 +347,7 @@ impl Peer {
         self.handshake = None;
         self.elsewhere = None;
         self.path.handle_session(now);
+        self.gossip.handle_session(now);
         for packet in std::mem::take(&mut self.queue) {
             self.send_now(&packet, now, out);
         }
@@ -355,7 +370,8 @@ impl Peer {
         };
         let elsewhere = self.elsewhere.map(|at| (at, "rekey by the gateways"));
         let (session, path) = (self.session.poll_timeout(), self.path.poll_timeout());
-        [retry, silence, elsewhere, session, path]
+        let gossip = self.gossip_timeout().map(|at| (at, "gossip"));
+        [retry, silence, elsewhere, session, path, gossip]
             .into_iter()
             .flatten()
             .min()

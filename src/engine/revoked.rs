@@ -1,10 +1,17 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::id::{NetworkId, UnixTime};
+use crate::id::{NetworkId, UnixTime, hash};
 use crate::statement::{ChainError, Revocation, Revocations, Statement};
+use crate::wire::have::Summary;
 
 /// Most statements kept, so that no registry can fill the disk.
 const MAX_STATEMENTS: usize = 4096;
+
+/// Most of them by those who manage nothing, so that no member keeps an owner from revoking.
+const MAX_BY_MEMBERS: usize = MAX_STATEMENTS / 2;
+
+/// Most of one member, who can only revoke itself and those below it; a registry takes as many.
+const MAX_BY_MEMBER: usize = 16;
 
 /// The revocations of one network as they came, and what they amount to.
 ///
@@ -13,12 +20,24 @@ const MAX_STATEMENTS: usize = 4096;
 pub struct RevocationLog {
     statements: Vec<Statement<Revocation>>,
     held: Revocations,
+    summary: Summary,
+    by_members: usize,
 }
 
 impl RevocationLog {
     /// Returns what is revoked.
     pub const fn held(&self) -> &Revocations {
         &self.held
+    }
+
+    /// Returns the statements, in the order in which they came.
+    pub fn statements(&self) -> &[Statement<Revocation>] {
+        &self.statements
+    }
+
+    /// Returns what peers are told of it.
+    pub const fn summary(&self) -> Summary {
+        self.summary
     }
 
     /// Adds a statement whose author's chain holds at `now`; tells whether it was new.
@@ -28,14 +47,43 @@ impl RevocationLog {
         root: &NetworkId,
         now: UnixTime,
     ) -> Result<bool, ChainError> {
-        if self.statements.len() >= MAX_STATEMENTS && !self.statements.contains(&statement) {
-            return Err(ChainError::Length);
-        }
-        let is_new = self.held.add(&statement, root, now)?;
+        let is_new = self.keep(statement, root, now)?;
         if is_new {
-            self.statements.push(statement);
+            self.summarise();
         }
         Ok(is_new)
+    }
+
+    fn keep(
+        &mut self,
+        statement: Statement<Revocation>,
+        root: &NetworkId,
+        now: UnixTime,
+    ) -> Result<bool, ChainError> {
+        let author = self.held.author(&statement, root, now)?;
+        if self.held.has(&statement.hash()) {
+            return Ok(false);
+        }
+        let manages = author.role.manages();
+        let of_author = |known: &&Statement<_>| known.issuer() == statement.issuer();
+        let is_full = self.statements.len() >= MAX_STATEMENTS
+            || (!manages
+                && (self.by_members >= MAX_BY_MEMBERS
+                    || self.statements.iter().filter(of_author).count() >= MAX_BY_MEMBER));
+        if is_full || !self.held.insert(&statement, &author)? {
+            return Err(ChainError::Length);
+        }
+        self.by_members += usize::from(!manages);
+        self.statements.push(statement);
+        Ok(true)
+    }
+
+    fn summarise(&mut self) {
+        let hashes = self.held.statements().map(|h| h.as_bytes().as_slice());
+        self.summary = Summary {
+            count: u32::try_from(self.statements.len()).unwrap_or(u32::MAX),
+            hash: hash(&hashes.collect::<Vec<_>>()),
+        };
     }
 }
 
@@ -53,8 +101,11 @@ impl<'de> Deserialize<'de> for RevocationLog {
             // Each was checked when it came; the author's chain may have ended since.
             let (root, issued) = (statement.network(), statement.issued());
             if let Some(root) = root {
-                drop(log.add(statement, &root, issued));
+                drop(log.keep(statement, &root, issued));
             }
+        }
+        if !log.statements.is_empty() {
+            log.summarise();
         }
         Ok(log)
     }

@@ -3,6 +3,8 @@
 //! Works on what a membership keeps and nothing else, so that trust is the same after a restart
 //! and with the registry away.
 
+mod told;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use thiserror::Error;
@@ -13,6 +15,8 @@ use crate::statement::{
     Claims, Consent, ConsentState, Member, Record, Replayed, Request, Scope, Statement,
     StatementError, StatementHash,
 };
+
+pub(crate) use told::Told;
 
 /// How long a request may wait for its answer.
 const REQUEST_LIFE: Duration = Duration::from_secs(7 * 86_400);
@@ -135,6 +139,10 @@ impl Membership {
     /// Takes a consent toward this agent, or its own newest from the registry.
     pub fn take_consent(&mut self, text: &str, unix: UnixTime) -> Result<Taken, Refused> {
         let consent = Statement::<Consent>::open_at(text, self.clock(unix))?;
+        self.take_opened_consent(consent)
+    }
+
+    fn take_opened_consent(&mut self, consent: Statement<Consent>) -> Result<Taken, Refused> {
         if consent.network() != Some(self.network) {
             return Err(Refused::NotForUs);
         }
@@ -211,6 +219,14 @@ impl Membership {
     /// Takes the record of an agent that we consented to, that consented to us, or that we asked.
     pub fn take_record(&mut self, text: &str, unix: UnixTime) -> Result<Taken, Refused> {
         let record = Statement::<Record>::open_at(text, self.clock(unix))?;
+        self.take_opened_record(record, unix)
+    }
+
+    fn take_opened_record(
+        &mut self,
+        record: Statement<Record>,
+        unix: UnixTime,
+    ) -> Result<Taken, Refused> {
         let from = record.issuer();
         if from == self.identity.did() {
             self.seq = self.seq.max(record.seq());

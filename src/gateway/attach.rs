@@ -228,8 +228,10 @@ impl Guests {
                 | Control::AttachRefused { .. }
                 | Control::Candidates(_)
                 | Control::Goodbye { .. }
+                | Control::Have(_)
                 | Control::Part(_)
-                | Control::ProbeReply(_),
+                | Control::ProbeReply(_)
+                | Control::Statement { .. },
             )
             | None => return Guested::Nothing,
         };

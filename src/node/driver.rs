@@ -225,6 +225,10 @@ impl Core {
                 }
             }
             Event::Tables => self.publish(),
+            Event::Withheld { local, from } => {
+                warn!("A peer knew of a revocation that the registry did not tell");
+                debug!(%local, ?from, "Revocation withheld");
+            }
         }
     }
 

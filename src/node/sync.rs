@@ -88,7 +88,11 @@ impl Sync {
         let mut pause = FIRST_PAUSE;
         loop {
             let since = clock::now();
-            let error = match self.connection(&mut cursor).await {
+            let ended = self.connection(&mut cursor).await;
+            if self.set_live(false).await.is_err() {
+                return;
+            }
+            let error = match ended {
                 Err(Ended::Stopped) => return,
                 Err(Ended::Registry(error)) => error,
                 Ok(never) => match never {},
@@ -177,11 +181,21 @@ impl Sync {
         if let Some(kind) = kind {
             self.take(kind, event.statement).await?;
         }
+        if event.kind == EventKind::Live {
+            self.set_live(true).await?;
+        }
         // Moved only once the event is handled and kept.
         if event.id.is_some() {
             *cursor = event.id;
         }
         Ok(())
+    }
+
+    /// Lets the engine know whether it has all the registry's news.
+    async fn set_live(&self, is_live: bool) -> Result<(), Stopped> {
+        let local = self.local;
+        let set = move |core: &mut Core| core.engine.set_registry_live(local, is_live, now());
+        self.handle.call(set).await
     }
 
     /// Gives a statement to the engine; one that does not hold does not block the others.

@@ -181,10 +181,7 @@ impl<C: Claims> Statement<C> {
     ///
     /// The signature is outside, so nobody can give one statement two hashes.
     pub fn hash(&self) -> StatementHash {
-        let signed = self.text.rsplit_once('.').map_or("", |(signed, _)| signed);
-        let mut out = [0; 32];
-        out.copy_from_slice(digest(&SHA256, signed.as_bytes()).as_ref());
-        StatementHash(out)
+        StatementHash::of(&self.text)
     }
 }
 
@@ -265,6 +262,21 @@ impl<'de, C: Claims> Deserialize<'de> for Statement<C> {
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct StatementHash([u8; 32]);
 
+impl StatementHash {
+    /// Returns the hash of a compact JWT, whatever it says and whoever signed it.
+    pub fn of(text: &str) -> Self {
+        let signed = text.rsplit_once('.').map_or("", |(signed, _)| signed);
+        let mut out = [0; 32];
+        out.copy_from_slice(digest(&SHA256, signed.as_bytes()).as_ref());
+        Self(out)
+    }
+
+    /// Returns the 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 impl fmt::Display for StatementHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
@@ -297,6 +309,15 @@ impl<'de> Deserialize<'de> for StatementHash {
 struct Claimed {
     iss: Did,
     v: u8,
+}
+
+/// Returns the kind that a statement says it is, its `typ`; nothing of it is checked.
+pub fn kind_of(text: &str) -> Result<String, StatementError> {
+    if text.len() > MAX_STATEMENT {
+        return Err(StatementError::TooLarge);
+    }
+    let header = jsonwebtoken::decode_header(text).map_err(|error| malformed(&error))?;
+    Ok(header.typ.unwrap_or_default())
 }
 
 /// Returns the rules by which jsonwebtoken checks the signature and reads no clock.

@@ -17,6 +17,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// Tells whether a holder of this role acts for the network, not for itself alone.
+    pub const fn manages(self) -> bool {
+        match self {
+            Self::Owner | Self::Admin => true,
+            Self::Auditor | Self::Member | Self::Token => false,
+        }
+    }
+
     /// Tells whether a holder of this role may grant `child`.
     pub const fn may_grant(self, child: Self) -> bool {
         match self {

@@ -13,7 +13,9 @@ mod seen;
 pub mod token;
 
 pub use chain::{Authority, Chain, ChainError, Gate, Member, verify_pending_record, verify_record};
-pub use envelope::{Claims, Head, MAX_STATEMENT, Statement, StatementError, StatementHash};
+pub use envelope::{
+    Claims, Head, MAX_STATEMENT, Statement, StatementError, StatementHash, kind_of,
+};
 pub use kinds::{
     Admission, Auth, Consent, ConsentState, Gateway, Grant, NamePatterns, Record, Registry,
     Request, Revocation, RevokedKey, Role, RootClaims, TokenClaims,

@@ -1,10 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{Did, NetworkId, UnixTime};
-use crate::statement::{Chain, ChainError, Revocation, Role, Statement, envelope::StatementHash};
+use crate::statement::{
+    Authority, Chain, ChainError, Revocation, Role, Statement, envelope::StatementHash,
+};
 
 /// Most revoked keys and grants held per network; an owner who needs more makes a new network.
 const MAX_REVOKED: usize = 65_536;
+
+/// Most of them by those who manage nothing, so that no member keeps an owner from revoking.
+const MAX_BY_MEMBERS: usize = MAX_REVOKED / 2;
 
 /// Everything revoked in one network, with who revoked it; it only grows.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +17,8 @@ pub struct Revocations {
     keys: BTreeMap<Did, Vec<Revoker>>,
     grants: BTreeMap<StatementHash, Vec<Revoker>>,
     statements: BTreeSet<StatementHash>,
+    /// Keys and grants that members listed.
+    by_members: usize,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +48,17 @@ impl Revocations {
         root: &NetworkId,
         now: UnixTime,
     ) -> Result<bool, ChainError> {
+        let authority = self.author(statement, root, now)?;
+        self.insert(statement, &authority)
+    }
+
+    /// Checks who revokes, at `now`; nothing is added.
+    pub fn author(
+        &self,
+        statement: &Statement<Revocation>,
+        root: &NetworkId,
+        now: UnixTime,
+    ) -> Result<Authority, ChainError> {
         if statement.network() != Some(*root) {
             return Err(ChainError::WrongNetwork);
         }
@@ -49,13 +67,27 @@ impl Revocations {
         if authority.key != statement.issuer() {
             return Err(ChainError::Broken(claims.chain.len()));
         }
+        Ok(authority)
+    }
+
+    /// Adds a statement of `authority`, which was checked; tells whether it was new.
+    pub fn insert(
+        &mut self,
+        statement: &Statement<Revocation>,
+        authority: &Authority,
+    ) -> Result<bool, ChainError> {
         if self.statements.contains(&statement.hash()) {
             return Ok(false);
         }
+        let claims = statement.claims();
         let more = claims.keys.len() + claims.grants.len();
-        if self.keys.len() + self.grants.len() + more > MAX_REVOKED {
+        let by_members = if authority.role.manages() { 0 } else { more };
+        if self.keys.len() + self.grants.len() + more > MAX_REVOKED
+            || self.by_members + by_members > MAX_BY_MEMBERS
+        {
             return Err(ChainError::Length);
         }
+        self.by_members += by_members;
         let by = |at| Revoker {
             author: authority.key,
             role: authority.role,
@@ -87,6 +119,16 @@ impl Revocations {
     pub fn has_grant(&self, grant: &StatementHash, role: Role, ancestors: &[Did]) -> bool {
         let revokers = self.grants.get(grant);
         revokers.is_some_and(|all| all.iter().any(|r| r.is_over(role, ancestors)))
+    }
+
+    /// Tells whether a statement was added.
+    pub fn has(&self, statement: &StatementHash) -> bool {
+        self.statements.contains(statement)
+    }
+
+    /// Returns the hashes of the statements, in rising order.
+    pub fn statements(&self) -> impl Iterator<Item = &StatementHash> {
+        self.statements.iter()
     }
 
     /// Returns how many keys and grants are revoked.

@@ -13,6 +13,8 @@
 //! | 6 | Probe | id u64, path u16 (0: the one data takes), padding |
 //! | 7 | ProbeReply | id u64, observed address 16 (IPv4 mapped) and port u16 (0: relayed), received u32 |
 //! | 8 | Candidates | seq u64, n u8 (at most 16), n times: kind u8, address 16, port u16, priority u32 |
+//! | 9 | Have | revocations u32, their hash 32, seq u64 of the receiver's record and u64 of its consent |
+//! | 10 | Statement | JWT text, by Part when long |
 //!
 //! Types not listed are ignored, and so are bytes after the fields of a known body.
 
@@ -20,6 +22,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use crate::statement::MAX_STATEMENT;
 use crate::wire::candidate::{Candidates, put_endpoint, take_endpoint};
+use crate::wire::have::Have;
 
 /// Source of every control packet.
 pub const FROM: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa6, 1);
@@ -64,6 +67,12 @@ pub enum Control {
     Part(Part),
     /// Where the sender may be reached directly.
     Candidates(Candidates),
+    /// Which statements the sender has.
+    Have(Have),
+    /// A statement that the receiver seems not to have.
+    Statement {
+        text: String,
+    },
     /// Asks for a ProbeReply of the same id.
     Probe {
         id: u64,
@@ -208,6 +217,14 @@ impl Control {
                 candidates.encode(&mut body);
                 8
             }
+            Self::Have(have) => {
+                have.encode(&mut body);
+                9
+            }
+            Self::Statement { text } => {
+                body.extend(text.as_bytes());
+                10
+            }
         };
         let length = u16::try_from(body.len()).ok()?;
         let mut out = Vec::with_capacity(4 + body.len());
@@ -257,6 +274,10 @@ impl Control {
             }
             7 => ProbeReply::decode(body).map(Self::ProbeReply),
             8 => Candidates::decode(body).map(Self::Candidates),
+            9 => Have::decode(body).map(Self::Have),
+            10 if body.len() <= MAX_STATEMENT => Some(Self::Statement {
+                text: String::from_utf8(body.to_vec()).ok()?,
+            }),
             _ => None,
         }
     }
@@ -494,6 +515,10 @@ mod tests {
                 received: u32::MAX,
             }),
             Control::Candidates(Candidates::default()),
+            Control::Have(Have::default()),
+            Control::Statement {
+                text: "a.b.c".to_owned(),
+            },
         ];
 
         for message in messages {

@@ -27,12 +27,16 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// A data channel packet or transport message to an index nobody here gave out.
     ChannelUnknown => "channel_unknown",
+    /// A statement of a peer that sent more than it may, or a bad one before.
+    ControlLimited => "control_limited",
     /// A control message, or a part of one, that does not parse.
     ControlMalformed => "control_malformed",
     /// A packet with a control next header (253, 254) between session and TUN.
     ControlInTun => "control_in_tun",
     /// A control message in parts that is too long or never became whole.
     ControlReassembly => "control_reassembly",
+    /// A statement of a peer that does not hold.
+    ControlRefused => "control_refused",
     /// A cookie reply from where no handshake was sent.
     CookieReply => "cookie_reply",
     /// A datagram too short or inconsistent for what its first bytes claim.

@@ -8,6 +8,7 @@ pub mod datagram;
 pub mod dns;
 pub mod drop;
 mod extensions;
+pub mod have;
 pub mod icmp6;
 pub mod ip;
 pub mod part;

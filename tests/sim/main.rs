@@ -5,6 +5,7 @@ mod attach;
 mod clock;
 mod first_light;
 mod gateway;
+mod gossip;
 mod hostile;
 mod motion;
 mod network;

@@ -55,6 +55,8 @@ pub(crate) struct Host {
     /// What its TUN was given: from whom, and the packet.
     pub(crate) received: Vec<(OverlayIp, Vec<u8>)>,
     pub(crate) pongs: usize,
+    /// How often its engine reported a registry that keeps something back.
+    pub(crate) withheld: usize,
     /// False while nothing it sends arrives.
     pub(crate) is_online: bool,
 }
@@ -74,6 +76,44 @@ pub(crate) struct World {
     /// Every datagram that was on the underlay: from, to, bytes.
     pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     seed: u8,
+    /// What happens to what hosts send; None while all of it arrives once and in order.
+    pub(crate) weather: Option<Weather>,
+}
+
+/// What a bad network does to datagrams, in percent.
+#[derive(Debug, Default)]
+pub(crate) struct Weather {
+    pub(crate) lose: u64,
+    pub(crate) double: u64,
+    /// Held back until after the next one.
+    pub(crate) hold: u64,
+    pub(crate) held: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    pub(crate) state: u64,
+}
+
+impl Weather {
+    /// Returns what arrives now that this was sent.
+    fn fate(
+        &mut self,
+        sent: (SocketAddr, SocketAddr, Vec<u8>),
+    ) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
+        // Knuth's MMIX generator; its high bits are good.
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let dice = (self.state >> 33) % 100;
+        let mut arrives = match dice {
+            n if n < self.lose => vec![],
+            n if n < self.lose + self.double => vec![sent.clone(), sent],
+            n if n < self.lose + self.double + self.hold => {
+                return std::mem::replace(&mut self.held, vec![sent]);
+            }
+            _ => vec![sent],
+        };
+        arrives.append(&mut self.held);
+        arrives
+    }
 }
 
 impl World {
@@ -88,6 +128,7 @@ impl World {
             is_open: false,
             wire: vec![],
             seed: 0,
+            weather: None,
         };
         world.start_gateway();
         world
@@ -141,6 +182,7 @@ impl World {
             at,
             received: vec![],
             pongs: 0,
+            withheld: 0,
             is_online: true,
         };
         self.hosts.insert(name, host);
@@ -272,6 +314,7 @@ impl World {
                 }
                 Event::Outbox { .. } => outbox = true,
                 Event::Pong { .. } => host.pongs += 1,
+                Event::Withheld { .. } => host.withheld += 1,
                 Event::Changed | Event::Pending { .. } | Event::Tables => {}
             }
         }
@@ -286,8 +329,16 @@ impl World {
         for transmit in wire {
             busy = true;
             self.wire.push((at, transmit.to, transmit.bytes.clone()));
-            if is_online {
-                self.deliver(at, transmit.to, transmit.bytes);
+            if !is_online {
+                continue;
+            }
+            let sent = (at, transmit.to, transmit.bytes);
+            let arrives = match &mut self.weather {
+                Some(weather) => weather.fate(sent),
+                None => vec![sent],
+            };
+            for (from, to, bytes) in arrives {
+                self.deliver(from, to, bytes);
             }
         }
         if outbox && self.has_registry {

@@ -175,6 +175,7 @@ fn warnings(core: &Core, agents: &[AgentStatus]) -> Vec<Warning> {
         all.extend(membership_warning(agent, time));
         all.extend(device_warning(agent));
         all.extend(registry_warning(agent));
+        all.extend(withheld_warning(core, agent));
         all.extend(gateway_warning(agent));
     }
     all
@@ -218,6 +219,19 @@ fn registry_warning(agent: &AgentStatus) -> Option<Warning> {
     let text = format!("{}: {why}", agent.name);
     let cure = "existing trust works meanwhile; check the registry and the way to it";
     Some(warning("registry_lost", text, cure))
+}
+
+fn withheld_warning(core: &Core, agent: &AgentStatus) -> Option<Warning> {
+    let withheld = core.engine.withheld(agent.address, now());
+    let peer = withheld.first()?;
+    let peer = peer.as_ref().map(|name| format!(" {name}"));
+    let text = format!(
+        "{}: peer{} knew of a revocation that the registry did not tell",
+        agent.name,
+        peer.unwrap_or_default()
+    );
+    let cure = "it holds here; ask the registry's operator why it is kept back or was lost";
+    Some(warning("revocation_withheld", text, cure))
 }
 
 fn gateway_warning(agent: &AgentStatus) -> Option<Warning> {
