@@ -43,7 +43,7 @@ impl Withheld {
 
     /// Takes whether the registry has told all it has, and tells what is new from now on.
     pub(crate) fn set_live(&mut self, is_live: bool, now: Instant) {
-        self.live = self.live.filter(|_| is_live).or(is_live.then_some(now));
+        self.live = is_live.then(|| self.live.unwrap_or(now));
     }
 
     /// Returns the peers that knew of what the registry keeps back, a revocation each.
