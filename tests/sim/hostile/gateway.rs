@@ -118,8 +118,9 @@ fn one_that_replays_everything_it_ever_saw_changes_nothing() {
 
     assert_eq!(ledger.check(&mut world), 0);
     let answers = ["a", "b", "c"].map(|name| sent_by(&world, name));
+    // A new session may follow for each of the six ends: a handshake, and what it tells in it.
     assert!(
-        answers.iter().sum::<usize>() <= 12,
+        answers.iter().sum::<usize>() <= 18,
         "{answers:?} to {}",
         seen.len()
     );
