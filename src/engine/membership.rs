@@ -129,14 +129,6 @@ impl Outgoing {
             (Self::Consent(_), Self::Request(_)) | (Self::Request(_), Self::Consent(_)) => false,
         }
     }
-
-    /// Returns when the statement is of no use any more.
-    pub(crate) fn expires(&self) -> UnixTime {
-        match self {
-            Self::Consent(consent) => consent.expires(),
-            Self::Request(request) => request.expires(),
-        }
-    }
 }
 
 /// One agent in one network, as it is kept on disk.

@@ -3,17 +3,18 @@
 //! Works on what a membership keeps and nothing else, so that trust is the same after a restart
 //! and with the registry away.
 
+mod settle;
 mod told;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::engine::membership::{AutoRule, MAX_KEPT, Membership, Outgoing, Refused, Trusted};
 use crate::id::{AgentId, Did, MemberName, UnixTime};
 use crate::statement::{
-    Claims, Consent, ConsentState, Member, Record, Replayed, Request, Scope, Statement,
-    StatementError, StatementHash,
+    Consent, ConsentState, Member, Record, Replayed, Request, Scope, Statement, StatementError,
+    StatementHash,
 };
 
 pub(crate) use told::Told;
@@ -342,134 +343,9 @@ impl Membership {
         Ok(self.auto.remove(index))
     }
 
-    /// Does what needs no person: answers by rules, completes our requests, drops what expired.
-    ///
-    /// Tells whether anything changed.
-    pub fn settle(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
-        let now = self.clock(unix);
-        let mut changed = drop_expired(&mut self.incoming, now);
-        changed |= drop_expired(&mut self.outgoing, now);
-        changed |= drop_expired(&mut self.given, now);
-        changed |= drop_expired(&mut self.received, now);
-        self.outbox.retain(|waiting| now < waiting.expires());
-        changed |= self.forget_answered(now);
-        changed |= self.forget_records();
-        changed |= self.answer_by_rules(unix)?;
-        changed |= self.complete_requests(unix)?;
-        changed |= self.renew_consents(unix)?;
-        Ok(changed)
-    }
-
-    /// Drops records that belong to no consent and no request.
-    fn forget_records(&mut self) -> bool {
-        let before = self.records.len();
-        let (given, received) = (&self.given, &self.received);
-        let (incoming, outgoing) = (&self.incoming, &self.outgoing);
-        self.records.retain(|did, record| {
-            given.contains_key(did)
-                || received.contains_key(did)
-                || incoming.contains_key(did)
-                || outgoing.contains_key(&record.claims().name.to_string())
-        });
-        before != self.records.len()
-    }
-
-    fn answer_by_rules(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
-        let mut answers = Vec::new();
-        for (did, request) in &self.incoming {
-            let Some(record) = self.records.get(did).filter(|_| self.has_room_for(did)) else {
-                continue;
-            };
-            let Ok(member) = self.check_record(record, unix) else {
-                continue;
-            };
-            if let Some(rule) = self.auto.iter().find(|rule| rule.from.selects(&member)) {
-                answers.push((*did, rule.allow.clone(), request.hash()));
-            }
-        }
-        let any = !answers.is_empty();
-        for (peer, allow, re) in answers {
-            self.consent(peer, allow, ConsentState::Active, Some(re), unix)?;
-            self.incoming.remove(&peer);
-        }
-        Ok(any)
-    }
-
-    /// Gives our own consent where a request of ours was answered by the very agent we named.
-    fn complete_requests(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
-        let mut complete = Vec::new();
-        for (to, request) in &self.outgoing {
-            let answer = self.received.iter().find(|(_, consent)| {
-                let claims = consent.claims();
-                claims.re == Some(request.hash()) && claims.state == ConsentState::Active
-            });
-            let Some((peer, _)) = answer.filter(|(did, _)| self.has_room_for(did)) else {
-                continue;
-            };
-            let Some(record) = self.records.get(peer) else {
-                continue;
-            };
-            let Ok(member) = self.check_record(record, unix) else {
-                continue;
-            };
-            if member.name == request.claims().to {
-                complete.push((to.clone(), *peer, request.claims().inbound.clone()));
-            }
-        }
-        let any = !complete.is_empty();
-        for (to, peer, inbound) in complete {
-            self.consent(peer, inbound, ConsentState::Active, None, unix)?;
-            self.outgoing.remove(&to);
-        }
-        Ok(any)
-    }
-
-    /// Drops requests that trust stands for already, as where both ends asked at once.
-    ///
-    /// Who consented after asking has its answer; one that asks again offers something else.
-    fn forget_answered(&mut self, now: UnixTime) -> bool {
-        let (given, received, records) = (&self.given, &self.received, &self.records);
-        let active = |held: &BTreeMap<Did, Statement<Consent>>, did: &Did| {
-            let consent = held.get(did).filter(|consent| is_active(consent, now));
-            consent.map(Statement::seq)
-        };
-        let before = self.incoming.len() + self.outgoing.len();
-        self.incoming.retain(|did, request| {
-            active(given, did).is_none() || active(received, did) <= Some(request.seq())
-        });
-        self.outgoing.retain(|_, request| {
-            let to = &request.claims().to;
-            let asked = records.iter().filter(|(_, r)| r.claims().name == *to);
-            asked.into_iter().all(|(did, _)| {
-                active(received, did).is_none() || active(given, did) <= Some(request.seq())
-            })
-        });
-        before != self.incoming.len() + self.outgoing.len()
-    }
-
     /// Tells whether one more consent, to `peer`, can be kept.
     fn has_room_for(&self, peer: &Did) -> bool {
         self.given.len() < MAX_KEPT || self.given.contains_key(peer)
-    }
-
-    fn renew_consents(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
-        let now = self.clock(unix);
-        let old = |consent: &Statement<Consent>| {
-            consent.claims().state == ConsentState::Active
-                && now < consent.expires()
-                && consent.expires().since(now) < CONSENT_LIFE / 2
-        };
-        let due = self.given.iter().filter(|(did, given)| {
-            old(given) && self.received.get(did).is_some_and(|r| is_active(r, now))
-        });
-        let due = due
-            .map(|(did, c)| (*did, c.claims().clone()))
-            .collect::<Vec<_>>();
-        let any = !due.is_empty();
-        for (peer, claims) in due {
-            self.consent(peer, claims.inbound, ConsentState::Active, claims.re, unix)?;
-        }
-        Ok(any)
     }
 
     fn consent(
@@ -565,12 +441,6 @@ impl Membership {
 
 fn is_active(consent: &Statement<Consent>, now: UnixTime) -> bool {
     consent.claims().state == ConsentState::Active && now < consent.expires()
-}
-
-fn drop_expired<K: Ord, C: Claims>(kept: &mut BTreeMap<K, Statement<C>>, now: UnixTime) -> bool {
-    let before = kept.len();
-    kept.retain(|_, statement| now < statement.expires());
-    before != kept.len()
 }
 
 #[cfg(test)]

@@ -169,6 +169,47 @@ fn what_waits_for_the_registry_is_superseded_and_never_dropped() {
     assert_eq!(first.claims().state, ConsentState::Revoked);
 }
 
+/// What was asked and taken back while the registry was away is not sent, and fills nothing.
+#[test]
+fn a_request_that_was_withdrawn_or_ended_does_not_wait_for_the_registry() {
+    let mut a = membership(10, "a");
+    for n in 0..300_u32 {
+        let to = format!("x{n}").parse::<MemberName>().unwrap();
+        a.request(to.clone(), Scope::Any, None, NOW).unwrap();
+        a.revoke(&to, NOW).unwrap();
+        settle(&mut [&mut a], NOW);
+        assert!(a.outbox.is_empty(), "{n}");
+    }
+    a.request("b".parse().unwrap(), Scope::Any, None, NOW)
+        .unwrap();
+    settle(&mut [&mut a], NOW);
+    assert_eq!(a.outbox.len(), 1);
+
+    settle(&mut [&mut a], NOW + REQUEST_LIFE);
+
+    assert!(a.outbox.is_empty() && a.outgoing.is_empty());
+}
+
+/// Whatever is done while the registry is away, no more waits for it than a state file holds.
+#[test]
+fn the_outbox_holds_no_more_than_is_kept_anyway() {
+    let (_, mut b) = trusting();
+    let name = "a".parse::<MemberName>().unwrap();
+    b.outbox.clear();
+    for n in 0..400_u32 {
+        let later = NOW + SECOND * n;
+        let scope = format!("tcp/{}", 1 + n % 60_000).parse().unwrap();
+        b.approve(&name, scope, later).unwrap();
+        let to = format!("x{}", n % 300).parse().unwrap();
+        let asked = b.request(to, Scope::Any, None, later);
+        assert!(matches!(asked, Ok(()) | Err(TrustError::Full)));
+        settle(&mut [&mut b], later);
+        assert!(b.outbox.len() <= b.given.len() + b.outgoing.len());
+    }
+
+    assert_eq!(b.outbox.len(), 1 + MAX_PENDING);
+}
+
 /// A scope changed often while the registry is away waits once, as it is last.
 #[test]
 fn a_consent_changed_often_waits_once() {
@@ -235,6 +276,79 @@ fn two_requests_that_cross_are_both_answered_by_one_approval() {
         let given = b.given.values().next().unwrap();
         assert_eq!(given.claims().inbound, "tcp/8000".parse().unwrap());
     }
+}
+
+/// P-012: both asked for the other, so both consent, each to what it offered and nothing more.
+#[test]
+fn two_requests_that_cross_are_two_consents() {
+    for late in [false, true] {
+        let (mut a, mut b) = (membership(10, "a"), membership(11, "b"));
+        let offered = "tcp/8000".parse::<Scope>().unwrap();
+        a.request("b".parse().unwrap(), offered.clone(), None, NOW)
+            .unwrap();
+        b.request("a".parse().unwrap(), Scope::replies_only(), None, NOW)
+            .unwrap();
+        deliver(&mut b, &mut a, NOW);
+        if late {
+            // a has answered by its consent before b hears of a's request.
+            settle(&mut [&mut a], NOW);
+        }
+        for _ in 0..3 {
+            deliver(&mut a, &mut b, NOW);
+            settle(&mut [&mut b], NOW);
+            deliver(&mut b, &mut a, NOW);
+            settle(&mut [&mut a], NOW);
+        }
+
+        assert_eq!(
+            (a.trusted(NOW).len(), b.trusted(NOW).len()),
+            (1, 1),
+            "{late}"
+        );
+        assert_eq!(a.trusted(NOW)[0].inbound[0], offered);
+        assert!(b.trusted(NOW)[0].inbound[0].is_replies_only());
+        for member in [&a, &b] {
+            assert!(member.incoming.is_empty() && member.outgoing.is_empty());
+            assert!(member.outbox.is_empty());
+        }
+    }
+}
+
+/// Requests of others, of another key of the name, withdrawn or denied ones cross with nothing.
+#[test]
+fn only_requests_of_each_other_cross() {
+    let (mut a, mut b, mut c) = (
+        membership(10, "a"),
+        membership(11, "b"),
+        membership(12, "c"),
+    );
+    let ask = |who: &mut Membership, whom: &str| {
+        who.request(whom.parse().unwrap(), Scope::Any, None, NOW)
+            .unwrap();
+    };
+    ask(&mut a, "b");
+    ask(&mut c, "a");
+    deliver(&mut c, &mut a, NOW);
+    settle(&mut [&mut a], NOW);
+    assert!(
+        a.given.is_empty() && a.incoming.len() == 1,
+        "c was not asked"
+    );
+
+    ask(&mut b, "a");
+    a.revoke(&"b".parse().unwrap(), NOW).unwrap();
+    deliver(&mut b, &mut a, NOW);
+    settle(&mut [&mut a], NOW);
+    assert!(
+        a.given.is_empty() && a.incoming.len() == 2,
+        "it was withdrawn"
+    );
+
+    let late = NOW + REQUEST_LIFE;
+    settle(&mut [&mut a], late);
+    ask(&mut a, "b");
+    settle(&mut [&mut a], late);
+    assert!(a.given.is_empty(), "theirs ended");
 }
 
 /// One that asks again while trust stands offers something else, and is asked for an answer.
