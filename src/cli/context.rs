@@ -7,6 +7,7 @@ use crate::cli::client::Client;
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 use crate::config::{self, Flags, NodeConfig, NodeSettings};
+use crate::id::Suffix;
 use crate::os::paths;
 
 /// What every command takes, as typed.
@@ -91,6 +92,11 @@ impl Context {
         Ok(settings
             .state
             .map_or_else(|| paths::default_state(&env), Ok)?)
+    }
+
+    /// Returns the suffix that agents' names end in on this host.
+    pub(super) fn suffix(&self) -> Result<Suffix, Failure> {
+        Ok(self.settings(Flags::default())?.suffix)
     }
 
     /// Returns a client of the daemon this command is meant for.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod agent;
 mod client;
 mod context;
 mod daemon;
@@ -54,6 +55,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::AgentArgs),
     Dev(dev::DevArgs),
     Down(down::DownArgs),
     Gateway(gateway::GatewayArgs),
@@ -121,7 +123,8 @@ impl Command {
             Self::Gateway(args) => args.is_daemon(),
             Self::Registry(args) => args.is_daemon(),
             Self::Dev(_) | Self::Up(_) => true,
-            Self::Down(_)
+            Self::Agent(_)
+            | Self::Down(_)
             | Self::Join(_)
             | Self::Leave(_)
             | Self::Network(_)
@@ -139,6 +142,7 @@ impl Command {
 
 async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
+        Command::Agent(args) => args.run(context).await,
         Command::Dev(args) => args.run(context).await,
         Command::Down(args) => args.run(context).await,
         Command::Gateway(args) => args.run(context).await,

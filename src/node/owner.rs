@@ -1,10 +1,11 @@
-//! The owner's side of a network: its root key, its join tokens and their revocation.
+//! The owner's side of a network: its root key, its join tokens, and the revocation of both tokens
+//! and agents.
 //!
 //! The root key never leaves the state directory; the registry sees what it signs.
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::id::{
-    Did, DomainId, DomainPrefix, IdentityKey, Label, NamePattern, NetworkId, NetworkPrefix,
-    UnixTime,
+    AgentId, Did, DomainId, DomainPrefix, IdentityKey, Label, MemberName, NamePattern, NetworkId,
+    NetworkPrefix, UnixTime,
 };
 use crate::os::files::{FileError, StateFile, create_folder};
 use crate::os::lock::{LockError, StateLock};
@@ -24,10 +25,11 @@ use crate::registry::client::{Caller, ClientError, RegistryClient};
 use crate::statement::issue::{TokenTerms, root_grant, token_grant};
 use crate::statement::token::{JoinToken, OperatorToken};
 use crate::statement::{
-    Chain, ChainError, Grant, Head, Revocation, Revocations, RevokedKey, Statement, StatementError,
+    Chain, ChainError, Grant, Head, Record, Revocation, Revocations, RevokedKey, Statement,
+    StatementError, verify_record,
 };
-use crate::wire::api::local::{Network, Token};
-use crate::wire::api::registry::TokenEntry;
+use crate::wire::api::local::{AgentRevoked, Network, Token};
+use crate::wire::api::registry::{Holder, TokenEntry};
 
 /// Version of a network's file.
 const VERSION: u32 = 1;
@@ -47,6 +49,12 @@ pub enum OwnerError {
     NoNetwork(Label),
     #[error("network {0} was begun and not finished")]
     Unfinished(Label),
+    #[error("the registry knows no agent {0} of network {1}")]
+    NoAgent(Whom, Label),
+    #[error(
+        "{0} is not connected, so nothing proves that {1} holds the name, as the registry says"
+    )]
+    Unproven(MemberName, AgentId),
     #[error("the registry has no token {0} of this network")]
     NoToken(Did),
     #[error(transparent)]
@@ -62,6 +70,23 @@ pub enum OwnerError {
 impl From<ClientError> for OwnerError {
     fn from(error: ClientError) -> Self {
         Self::Registry(Box::new(error))
+    }
+}
+
+/// Which agent an owner means.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Whom {
+    Key(AgentId),
+    /// Whoever holds the name now.
+    Name(MemberName),
+}
+
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => key.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
     }
 }
 
@@ -240,24 +265,41 @@ impl Owner {
         if !known.iter().any(|entry| entry.token == token) {
             return Err(OwnerError::NoToken(token));
         }
-        let head = Head {
-            subject: kept.id().did(),
-            network: Some(kept.id()),
-            issued: now,
-            expires: root.expires(),
-            seq: now.as_millis(),
-        };
-        let claims = Revocation {
-            keys: vec![RevokedKey {
-                key: token,
-                at: now,
-            }],
-            grants: Vec::new(),
-            chain: vec![root.text().to_owned()],
-        };
-        let revocation = Statement::sign(&kept.root, head, claims)?;
+        let revocation = kept.revocation(token, &root, now)?;
         registry.revoke(&caller, &revocation).await?;
         Ok(())
+    }
+
+    /// Revokes an agent: it is no member any more, under any of its names, and its key never will be.
+    pub async fn revoke_agent(
+        &self,
+        label: &Label,
+        whom: Whom,
+        now: UnixTime,
+    ) -> Result<AgentRevoked, OwnerError> {
+        let (kept, _, root) = self.open(label)?;
+        let registry = kept.connect(now).await?;
+        let caller = Caller::member(&kept.root, kept.id(), now);
+        let found = match &whom {
+            Whom::Key(key) => registry.names(&caller, key).await,
+            Whom::Name(name) => registry.holder(&caller, name).await,
+        };
+        let holder = match found {
+            Err(ClientError::NotFound(_)) => return Err(OwnerError::NoAgent(whom, label.clone())),
+            found => found?,
+        };
+        let agent = match whom {
+            Whom::Key(key) => key,
+            Whom::Name(name) => kept.proven(&name, &holder, now)?,
+        };
+        let revocation = kept.revocation(agent.did(), &root, now)?;
+        registry.revoke(&caller, &revocation).await?;
+        Ok(AgentRevoked {
+            network: label.clone(),
+            agent,
+            names: holder.names,
+            at: now,
+        })
     }
 
     fn path(&self, label: &Label) -> PathBuf {
@@ -312,6 +354,44 @@ impl Kept {
         self.prefix = Some(prefix);
         self.grant = Some(grant.clone());
         Ok(grant)
+    }
+
+    /// Returns the key whose record proves that it holds `name`: the registry's word is not enough
+    /// to take an agent out of the network.
+    fn proven(
+        &self,
+        name: &MemberName,
+        holder: &Holder,
+        now: UnixTime,
+    ) -> Result<AgentId, OwnerError> {
+        let unproven = || OwnerError::Unproven(name.clone(), holder.agent);
+        let record = holder.record.as_deref().ok_or_else(unproven)?;
+        let record = Statement::<Record>::open(record)?;
+        let member = verify_record(&record, &self.id(), &Revocations::default(), now);
+        let member = member.ok().filter(|member| member.name == *name);
+        Ok(member.ok_or_else(unproven)?.agent)
+    }
+
+    /// Signs the revocation of one key.
+    fn revocation(
+        &self,
+        key: Did,
+        root: &Statement<Grant>,
+        now: UnixTime,
+    ) -> Result<Statement<Revocation>, StatementError> {
+        let head = Head {
+            subject: self.id().did(),
+            network: Some(self.id()),
+            issued: now,
+            expires: root.expires(),
+            seq: now.as_millis(),
+        };
+        let claims = Revocation {
+            keys: vec![RevokedKey { key, at: now }],
+            grants: Vec::new(),
+            chain: vec![root.text().to_owned()],
+        };
+        Statement::sign(&self.root, head, claims)
     }
 
     async fn connect(&self, now: UnixTime) -> Result<RegistryClient, OwnerError> {

@@ -59,6 +59,7 @@ pub fn router(app: Arc<App>) -> Router {
             "/v1/networks/{network}/grants",
             post(authority::register_token),
         )
+        .route("/v1/networks/{network}/names", get(authority::find_holder))
         .route("/v1/networks/{network}/tokens", get(authority::tokens))
         .route(
             "/v1/networks/{network}/revocations",

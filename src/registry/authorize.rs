@@ -9,6 +9,7 @@ pub enum Call {
     Consent,
     CreateNetwork,
     EnrolGateway,
+    FindHolder,
     Join,
     Leave,
     ListNetworks,
@@ -44,7 +45,7 @@ pub fn may(call: Call, standing: &Standing) -> bool {
         Call::CreateNetwork | Call::EnrolGateway | Call::ListNetworks => standing.operator,
         Call::RefreshGateway | Call::WatchDomain => standing.gateway,
         Call::Activate => standing.owner,
-        Call::ListTokens | Call::RegisterToken => manages,
+        Call::FindHolder | Call::ListTokens | Call::RegisterToken => manages,
         Call::Request | Call::Resolve | Call::WatchNetwork => member,
         // Proven by the statement in the body: a chain, or (leaving, consent) the agent's own key.
         Call::Consent | Call::Join | Call::Leave | Call::PutRecord | Call::Revoke => true,
@@ -55,11 +56,12 @@ pub fn may(call: Call, standing: &Standing) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [Call; 16] = [
+    const ALL: [Call; 17] = [
         Call::Activate,
         Call::Consent,
         Call::CreateNetwork,
         Call::EnrolGateway,
+        Call::FindHolder,
         Call::Join,
         Call::Leave,
         Call::ListNetworks,
@@ -107,6 +109,7 @@ mod tests {
             Call::Activate,
             Call::CreateNetwork,
             Call::EnrolGateway,
+            Call::FindHolder,
             Call::ListNetworks,
             Call::ListTokens,
             Call::RegisterToken,
@@ -126,6 +129,7 @@ mod tests {
         };
 
         for call in [
+            Call::FindHolder,
             Call::Resolve,
             Call::WatchNetwork,
             Call::ListTokens,

@@ -8,7 +8,10 @@ use std::time::Duration;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::id::{Did, DomainId, IdentityKey, Label, NetworkId, NetworkPrefix, OverlayIp, UnixTime};
+use crate::id::{
+    AgentId, Did, DomainId, IdentityKey, Label, MemberName, NetworkId, NetworkPrefix, OverlayIp,
+    UnixTime,
+};
 use crate::os::tls::{Pin, pinned_client};
 use crate::registry::auth::{self, Signed};
 use crate::statement::{
@@ -17,8 +20,8 @@ use crate::statement::{
 use crate::wire::api::problem::Problem;
 use crate::wire::api::registry::{
     ActivateNetwork, ConsentBody, CreateNetwork, DomainInfo, GatewayBody, GatewayEnrolled,
-    GrantBody, Joined, MAX_BODY, NetworkCreated, NetworkEntry, NetworkList, RecordBody, Refreshed,
-    RequestBody, Resolve, Resolved, RevocationBody, TokenEntry, TokenList,
+    GrantBody, Holder, Joined, MAX_BODY, NetworkCreated, NetworkEntry, NetworkList, RecordBody,
+    Refreshed, RequestBody, Resolve, Resolved, RevocationBody, TokenEntry, TokenList,
 };
 
 pub use error::ClientError;
@@ -317,6 +320,22 @@ impl RegistryClient {
             path = network_path(caller, &format!("/tokens?after={next}"))?;
         }
         Ok(all)
+    }
+
+    /// Asks which key holds `name`, and under what other names, as one who manages the network.
+    pub async fn holder(
+        &self,
+        caller: &Caller<'_>,
+        name: &MemberName,
+    ) -> Result<Holder, ClientError> {
+        let path = network_path(caller, &format!("/names?name={name}"))?;
+        self.get(caller, &path).await
+    }
+
+    /// Asks which names a key holds, as one who manages the network.
+    pub async fn names(&self, caller: &Caller<'_>, agent: &AgentId) -> Result<Holder, ClientError> {
+        let path = network_path(caller, &format!("/names?agent={agent}"))?;
+        self.get(caller, &path).await
     }
 
     /// Hands in a revocation, which spreads to every member and gateway.

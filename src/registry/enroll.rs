@@ -6,7 +6,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use thiserror::Error;
 
-use crate::id::{Did, IdentityKey, Label, NetworkId, NetworkPrefix, UnixTime};
+use crate::id::{AgentId, Did, IdentityKey, Label, NetworkId, NetworkPrefix, UnixTime};
 use crate::registry::store::{Joining, NewRecord, NewToken, RecordRow, Sequence};
 use crate::statement::{
     Admission, Authority, Chain, ChainError, Gate, Grant, Member, Record, Revocations, Role,
@@ -56,9 +56,15 @@ pub fn join(
         ephemeral: member.authority.ephemeral,
         granted: granted(&chain),
         moves: is_granted_from_above(&chain),
+        revoked: None,
         token: token_of(&chain, ground.network),
     };
     Ok((member, joining))
+}
+
+/// Tells whether `holder` of a name was revoked by itself or by one who manages the network.
+pub fn is_revoked(holder: &AgentId, revoked: &Revocations) -> bool {
+    revoked.of(&holder.did(), Role::Member, &[]).is_some()
 }
 
 /// Returns the member a complete `record` proves.
@@ -209,7 +215,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::id::{AgentId, DomainPrefix, MemberName, TunnelSecret};
+    use crate::id::{DomainPrefix, MemberName, TunnelSecret};
     use crate::statement::issue::TokenTerms;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);

@@ -133,6 +133,13 @@ pub trait Store: fmt::Debug + Send + Sync {
         agent: &AgentId,
     ) -> Result<Vec<MemberName>, StoreError>;
 
+    /// Returns the agent that a name is bound to.
+    async fn holder(
+        &self,
+        network: &NetworkId,
+        name: &MemberName,
+    ) -> Result<Option<AgentId>, StoreError>;
+
     /// Makes a join token known.
     async fn put_token(&self, new: &NewToken) -> Result<Kept, StoreError>;
 

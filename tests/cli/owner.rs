@@ -360,3 +360,65 @@ fn an_agent_joins_and_leaves_where_no_daemon_runs() {
     assert_eq!(registry.owner(&["leave"]).code, 0);
     assert_eq!(registry.owner(&["leave"]).code, 4);
 }
+
+/// P-014: the owner takes an agent out, by a key that something proves.
+#[test]
+fn an_owner_revokes_an_agent() {
+    let registry = Registry::start();
+    assert_eq!(registry.create("acme").code, 0);
+    let token = path(&registry.scratch.join("token"));
+    let make = [
+        "token", "create", "acme", "--name", "*", "--uses", "9", "--out", &token,
+    ];
+    assert_eq!(registry.owner(&make).code, 0);
+    let join = |state: &str| {
+        let state = path(&registry.scratch.join(state));
+        run(&[
+            "join",
+            "--token-file",
+            &token,
+            "--name",
+            "a",
+            "--state",
+            &state,
+            "--json",
+        ])
+    };
+    assert_eq!(join("first").code, 0);
+    assert_eq!(join("second").code, 3, "the name is taken");
+
+    let revoke = |agent: &str| registry.owner(&["agent", "revoke", "acme", agent, "--json"]);
+    let nobody = revoke("zz");
+    assert_eq!(nobody.code, 4, "{nobody:?}");
+    assert!(nobody.err.contains("\n  hint: "), "{nobody:?}");
+    assert_eq!(revoke("a.other.agent").code, 2);
+    // Without a daemon it put no record, and the registry's word alone is not enough.
+    let unproven = revoke("a.acme.agent");
+    assert_eq!(
+        (unproven.code, unproven.out.as_str()),
+        (1, ""),
+        "{unproven:?}"
+    );
+    assert!(unproven.err.contains("revoke by the key"), "{unproven:?}");
+    let key = unproven.err.split_whitespace();
+    let key = key
+        .clone()
+        .find(|word| word.starts_with("did:key:"))
+        .unwrap();
+
+    let revoked = revoke(key).json();
+    assert_eq!(
+        (
+            &revoked["v"],
+            &revoked["network"],
+            &revoked["agent"],
+            &revoked["names"][0]
+        ),
+        (&1.into(), &"acme".into(), &key.into(), &"a".into())
+    );
+    let again = join("first");
+    assert_ne!(again.code, 0, "{again:?}");
+    assert_eq!(join("second").code, 0, "the name is free");
+    let text = registry.owner(&["agent", "revoke", "acme", key]);
+    assert_eq!(text.code, 4, "its key has no name any more: {text:?}");
+}

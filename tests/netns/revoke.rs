@@ -132,3 +132,39 @@ fn trust_can_be_made_again() {
         lab.page_within(Duration::from_secs(5), "the page again");
     });
 }
+
+/// P-014, P-015: one command of the owner ends a membership at every peer, and nothing brings the
+/// key back.
+#[test]
+fn an_agent_that_its_owner_revokes_is_out_everywhere_and_for_good() {
+    in_lab(|lab| {
+        lab.trust("tcp/8000");
+        let _server = lab.serve_page();
+        lab.page_within(Duration::from_secs(5), "the page");
+        let _download = download(lab);
+
+        let said = lab.site.public.ok("agentnet agent revoke acme a --json");
+        let said = serde_json::from_str::<serde_json::Value>(&said).unwrap();
+        assert_eq!(said["names"][0], "a");
+        wait_for("b loses it", || {
+            !lab.site.b.ok("agentnet peers").contains(A)
+        });
+        let at_b = lab.site.b.capture();
+        wait_for("a learns it", || {
+            lab.site.a.run(&format!("getent ahosts {B}")).code == 2
+        });
+        let b = address(&lab.site.b);
+        let page = format!("curl -sS --max-time 3 http://[{b}]:8000/");
+        assert_ne!(lab.site.a.run(&page).code, 0);
+        assert_eq!(delivered(&at_b.finish(), lab), 0);
+
+        drop((lab.node_a.take(), lab.node_b.take()));
+        (lab.node_a, lab.node_b) = (Some(start_node(&lab.site.a)), Some(start_node(&lab.site.b)));
+        wait_attached(&lab.site.b);
+        assert!(!lab.site.b.ok("agentnet peers").contains(A));
+        assert_ne!(lab.site.a.run(&page).code, 0);
+        lab.site.a.ok("agentnet leave");
+        let back = "agentnet join --token-file /mnt/all.token --name a";
+        assert!(lab.site.a.fails(3, back).contains("revoked"));
+    });
+}

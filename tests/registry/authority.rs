@@ -1,5 +1,6 @@
+use agentnet::id::MemberName;
 use agentnet::registry::client::Caller;
-use agentnet::statement::{Chain, ConsentState, Revocation, RevokedKey, issue};
+use agentnet::statement::{Chain, ConsentState, Record, Revocation, RevokedKey, Statement, issue};
 use agentnet::wire::api::problem::Code;
 use agentnet::wire::api::registry::{EventKind, Resolve};
 
@@ -162,9 +163,14 @@ async fn a_revoked_agent_is_out_at_once() {
     client.consent(&b.caller(), &consent).await.unwrap();
     let mut watch = a.watch(&client, None).await;
     watch.until(EventKind::Live).await;
+    let mut own = b.watch(&client, None).await;
+    own.until(EventKind::Live).await;
     let revocation = net.revocation(b.key.did(), now());
 
     client.revoke(&net.owner(), &revocation).await.unwrap();
+    let told = own.next().await;
+    assert_eq!(told.statement, revocation.text(), "b learns it, last");
+    assert!(own.0.next().await.is_err(), "and is told no more");
     let event = watch.next().await;
     let again = client.revoke(&net.owner(), &revocation).await;
 
@@ -186,4 +192,66 @@ async fn a_revoked_agent_is_out_at_once() {
     );
     let request = client.request(&b.caller(), &b.request("a")).await;
     assert_eq!(code(request), Code::Forbidden);
+}
+
+/// Only who may revoke is told who holds a name; the answer proves itself while the agent is there.
+#[tokio::test]
+async fn who_manages_finds_the_holder_of_a_name_and_nobody_else_does() {
+    let world = World::start().await;
+    let net = world.network("acme").await;
+    let client = world.client().await;
+    let (a, b) = (net.agent(&client, "a").await, net.agent(&client, "b").await);
+    let name = |text: &str| text.parse::<MemberName>().unwrap();
+
+    let found = client.holder(&net.owner(), &name("b")).await.unwrap();
+    assert_eq!((found.agent, &found.names), (b.id(), &vec![name("b")]));
+    let record = Statement::<Record>::open(&found.record.unwrap()).unwrap();
+    assert_eq!(record.issuer(), b.key.did());
+    let by_key = client.names(&net.owner(), &b.id()).await.unwrap();
+    assert_eq!(by_key.names, found.names);
+    client.leave(&b.caller(), &b.record(0)).await.unwrap();
+    let gone = client.holder(&net.owner(), &name("b")).await.unwrap();
+    assert_eq!((gone.agent, gone.record), (b.id(), None));
+
+    let absent = client.holder(&net.owner(), &name("zz")).await;
+    assert_eq!(code(absent), Code::NotFound);
+    let nobody = client.names(&net.owner(), &key().did().into()).await;
+    assert_eq!(code(nobody), Code::NotFound);
+    let (hidden, absent) = (
+        client.holder(&a.caller(), &name("b")).await,
+        client.holder(&a.caller(), &name("zz")).await,
+    );
+    assert_eq!(
+        (code(hidden), code(absent)),
+        (Code::Forbidden, Code::Forbidden)
+    );
+}
+
+/// A revoked key keeps nobody from its name, and never gets it back.
+#[tokio::test]
+async fn the_name_of_a_revoked_agent_is_free_for_another_key() {
+    let world = World::start().await;
+    let net = world.network("acme").await;
+    let client = world.client().await;
+    let token = net.token(net.terms("*", 10));
+    let mut first = token.agent("planner");
+    first.join(&client).await.unwrap();
+    first.put(&client).await.unwrap();
+    let mut second = token.agent("planner");
+    let early = second.clone().join(&client).await.map(|_| ());
+    assert_eq!(code(early), Code::NameTaken);
+
+    let revocation = net.revocation(first.key.did(), now());
+    client.revoke(&net.owner(), &revocation).await.unwrap();
+
+    second.join(&client).await.unwrap();
+    second.put(&client).await.unwrap();
+    assert_eq!(code(first.put(&client).await), Code::Revoked);
+    let again = token
+        .agent_of(first.key.clone(), "planner")
+        .join(&client)
+        .await;
+    assert_eq!(code(again.map(|_| ())), Code::Revoked);
+    let third = token.agent("planner").join(&client).await.map(|_| ());
+    assert_eq!(code(third), Code::NameTaken, "it has a holder again");
 }

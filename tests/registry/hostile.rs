@@ -499,6 +499,7 @@ async fn the_public_calls_need_no_proof_and_tell_no_secret() {
         "/v1/networks/{network}/consents",
         "/v1/networks/{network}/grants",
         "/v1/networks/{network}/join",
+        "/v1/networks/{network}/names",
         "/v1/networks/{network}/record",
         "/v1/networks/{network}/requests",
         "/v1/networks/{network}/resolve",

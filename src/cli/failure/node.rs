@@ -225,6 +225,18 @@ impl From<OwnerError> for Failure {
                 Exit::Failed,
                 Some("finish it: agentnet network create with the same name"),
             ),
+            OwnerError::NoAgent(..) => (
+                Exit::NotFound,
+                Some(
+                    "name it as its peers do, or by the key that agentnet peers --json or its own agentnet status shows",
+                ),
+            ),
+            OwnerError::Unproven(..) => (
+                Exit::Failed,
+                Some(
+                    "compare that key with the one a peer's agentnet peers --json shows, then revoke by the key",
+                ),
+            ),
             OwnerError::NoToken(_) => (Exit::NotFound, Some("see agentnet token list")),
             OwnerError::WrongPrefix(_) => (Exit::Denied, Some("ask the registry's operator")),
             OwnerError::Chain(_) => (

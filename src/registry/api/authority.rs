@@ -13,11 +13,13 @@ use crate::registry::api::error::ApiError;
 use crate::registry::api::networks::{PAGE, network_of};
 use crate::registry::authorize::Call;
 use crate::registry::enroll;
-use crate::registry::store::{Kept, NetworkRow, NewRevocation};
+use crate::registry::store::{Kept, NetworkRow, NewRevocation, Whom};
 use crate::registry::watch::Hint;
 use crate::statement::{Chain, Record, Revocation, Revocations, Role, Statement, verify_record};
 use crate::wire::api::problem::{Code, Problem};
-use crate::wire::api::registry::{GrantBody, Page, RevocationBody, TokenEntry, TokenList};
+use crate::wire::api::registry::{
+    FindHolder, GrantBody, Holder, Page, RevocationBody, TokenEntry, TokenList,
+};
 
 /// Makes a join token known before its first use.
 #[utoipa::path(post, path = "/v1/networks/{network}/grants", tag = "owner",
@@ -68,6 +70,48 @@ pub(super) async fn tokens(
     Ok(Json(TokenList {
         tokens: tokens.collect(),
         next: next.flatten(),
+    }))
+}
+
+/// Finds the key that holds a name, or the names of a key, for who may revoke it.
+#[utoipa::path(get, path = "/v1/networks/{network}/names", tag = "owner",
+    params(("network" = String, Path), FindHolder),
+    responses((status = 200, body = Holder), (status = "default", body = Problem)))]
+pub(super) async fn find_holder(
+    State(app): State<Arc<App>>,
+    Path(network): Path<String>,
+    authed: Authed,
+) -> Result<Json<Holder>, ApiError> {
+    let network = network_of(&network)?;
+    let caller = (&authed.proven, authed.now);
+    app.admit_to(&network, Call::FindHolder, caller).await?;
+    let agent = match authed.query::<FindHolder>()? {
+        FindHolder {
+            name: Some(name),
+            agent: None,
+        } => app.store().holder(&network, &name).await?,
+        FindHolder {
+            name: None,
+            agent: Some(agent),
+        } => Some(agent),
+        FindHolder { .. } => {
+            return Err(ApiError::with(
+                Code::BadRequest,
+                "names takes `name` or `agent`",
+            ));
+        }
+    };
+    let agent = agent.ok_or(Code::NotFound)?;
+    let names = app.store().names_of(&network, &agent).await?;
+    if names.is_empty() {
+        return Err(Code::NotFound.into());
+    }
+    let whom = Whom::Agent(agent);
+    let live = app.store().record(&network, &whom, authed.now).await?;
+    Ok(Json(Holder {
+        agent,
+        names,
+        record: live.map(|record| record.text),
     }))
 }
 

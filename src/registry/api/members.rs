@@ -32,7 +32,9 @@ pub(super) async fn join(
     let record = authed.own::<Record>(&authed.json::<RecordBody>()?.record, &network)?;
     let revoked = app.revocations(&row).await?;
     let ground = app.ground(&row, &revoked, authed.now);
-    let (member, joining) = enroll::join(&record, &ground)?;
+    let (member, mut joining) = enroll::join(&record, &ground)?;
+    let holder = app.store().holder(&network, &member.name).await?;
+    joining.revoked = holder.filter(|holder| enroll::is_revoked(holder, &revoked));
     let first = match app.store().join(&joining, authed.now).await? {
         JoinOutcome::Admitted { first } => first,
         JoinOutcome::AddressTaken => return Err(Code::AddressTaken.into()),

@@ -13,6 +13,7 @@ use crate::registry::api::{authority, domain, members, networks, trust, watch};
                        with a stable `code` and a `hint`."
     ),
     paths(
+        authority::find_holder,
         authority::register_token,
         authority::revoke,
         authority::tokens,

@@ -81,6 +81,8 @@ struct Watching {
     due: bool,
     /// Whether everything current at the start has been told.
     live: bool,
+    /// Whether the caller may watch no more; what is ready is told still.
+    is_over: bool,
 }
 
 impl Watching {
@@ -106,6 +108,7 @@ impl Watching {
             ready,
             due: true,
             live: false,
+            is_over: false,
         }
     }
 
@@ -115,13 +118,15 @@ impl Watching {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
+            if self.is_over {
+                return None;
+            }
             if !self.due {
                 self.wait().await?;
                 continue;
             }
             match self.read().await {
-                Ok(true) => {}
-                Ok(false) => return None,
+                Ok(may_watch) => self.is_over = !may_watch,
                 Err(error) => {
                     warn!(%error, "A watch ended");
                     return None;
@@ -153,15 +158,19 @@ impl Watching {
         let store = app.store();
         let domain = match (&mut self.who, &self.network) {
             (Watcher::Member { agent, names }, Some(network)) => {
-                let whom = Whom::Agent(*agent);
-                if store.record(network, &whom, now).await?.is_none() {
-                    return Ok(false);
-                }
-                *names = store.names_of(network, agent).await?;
                 let agent = *agent;
-                let page = store
+                let whom = Whom::Agent(agent);
+                let is_member = store.record(network, &whom, now).await?.is_some();
+                *names = store.names_of(network, &agent).await?;
+                let mut page = store
                     .member_changes(network, &agent, self.cursor.network, now)
                     .await?;
+                if !is_member {
+                    // One that was revoked learns it, so that its host does not go on in vain.
+                    page.changes.retain(|c| c.kind == EventKind::Revocation);
+                    self.tell(page, |cursor, at| cursor.network = at);
+                    return Ok(false);
+                }
                 self.due = page.more;
                 self.tell(page, |cursor, at| cursor.network = at);
                 store.gateway_changes(self.cursor.domain, now).await?

@@ -89,6 +89,8 @@ pub struct Joining {
     pub granted: UnixTime,
     /// Whether an owner or admin made that grant, which moves the name from an earlier holder.
     pub moves: bool,
+    /// The name's holder, if it was revoked and so keeps nobody from it; else None.
+    pub revoked: Option<AgentId>,
     /// None when the chain goes through no token.
     pub token: Option<NewToken>,
 }

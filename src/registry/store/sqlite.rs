@@ -293,6 +293,14 @@ impl Store for SqliteStore {
         members::names_of(&mut *self.readers.acquire().await?, network, agent).await
     }
 
+    async fn holder(
+        &self,
+        network: &NetworkId,
+        name: &MemberName,
+    ) -> Result<Option<AgentId>, StoreError> {
+        members::holder(&mut *self.readers.acquire().await?, network, name).await
+    }
+
     async fn put_token(&self, new: &NewToken) -> Result<Kept, StoreError> {
         write!(self, async |tx| authority::put_token(tx, new).await)
     }

@@ -1,7 +1,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::id::{Did, DomainId, Label, MemberName, NetworkId, NetworkPrefix, OverlayIp, TunnelKey};
+use crate::id::{
+    AgentId, Did, DomainId, Label, MemberName, NetworkId, NetworkPrefix, OverlayIp, TunnelKey,
+};
 
 /// Largest body the registry reads.
 pub const MAX_BODY: usize = 256 * 1024; // bytes, protocol.md section 3
@@ -139,6 +141,29 @@ pub struct Resolve {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct Resolved {
     pub record: String,
+}
+
+/// Query of `GET /v1/networks/{net}/names`: exactly one of the two.
+#[derive(Clone, Debug, Default, Deserialize, Eq, IntoParams, PartialEq, Serialize)]
+pub struct FindHolder {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub name: Option<MemberName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub agent: Option<AgentId>,
+}
+
+/// Answer of `GET /v1/networks/{net}/names`: a key and every name it holds, seen lately or not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Holder {
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    #[schema(value_type = Vec<String>)]
+    pub names: Vec<MemberName>,
+    /// The record that proves it; None while the agent is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<String>,
 }
 
 /// Body of `POST /v1/networks/{net}/grants`: makes a token known before its first use.

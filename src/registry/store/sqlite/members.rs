@@ -28,6 +28,8 @@ struct Claim<'a> {
     granted: UnixTime,
     /// Whether the grant takes the name from a holder of an earlier one.
     moves: bool,
+    /// A holder that was revoked, who keeps nobody from its name; None where there is none.
+    revoked: Option<String>,
 }
 
 pub(super) async fn join(
@@ -43,6 +45,7 @@ pub(super) async fn join(
         ephemeral: joining.ephemeral,
         granted: joining.granted,
         moves: joining.moves,
+        revoked: joining.revoked.map(|holder| holder.to_string()),
     };
     if let Some(refused) = bind(tx, &claim, now).await? {
         return Ok(refused);
@@ -114,7 +117,8 @@ async fn bind(
             let seen = UnixTime::from_millis(number(&row, "seen")?);
             let free = number(&row, "ephemeral")? == 1 && now.since(seen) > EPHEMERAL;
             let later = signed(number(&row, "granted")?) < millis(claim.granted);
-            if !(free || claim.moves && later) {
+            let gone = claim.revoked.as_ref() == Some(&holder);
+            if !(free || gone || claim.moves && later) {
                 return Ok(Some(JoinOutcome::NameTaken));
             }
             forget_as(tx, &claim.network, &holder, &name).await?;
@@ -185,6 +189,7 @@ pub(super) async fn put_record(
         granted: new.granted,
         // Only joining moves a name, or two holders would take it from each other for ever.
         moves: false,
+        revoked: None,
     };
     match bind(tx, &claim, now).await? {
         None => {}
@@ -376,6 +381,19 @@ pub(super) async fn names_of(
         .fetch_all(tx)
         .await?;
     rows.iter().map(|row| parsed(row, "name")).collect()
+}
+
+pub(super) async fn holder(
+    tx: &mut SqliteConnection,
+    network: &NetworkId,
+    name: &MemberName,
+) -> Result<Option<AgentId>, StoreError> {
+    let row = query("SELECT agent FROM names WHERE network = ? AND name = ?")
+        .bind(network.to_string())
+        .bind(name.to_string())
+        .fetch_optional(tx)
+        .await?;
+    row.as_ref().map(|row| parsed(row, "agent")).transpose()
 }
 
 /// Forgets what is over, and returns when the next lease or statement ends.

@@ -21,7 +21,7 @@ use crate::id::{AgentId, Did, Label, NetworkId, OverlayIp, UnixTime};
 use crate::statement::Scope;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
-pub use owner::{Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
+pub use owner::{AgentRevoked, Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
 pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, PathReport, Why};
 pub use trust::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,

@@ -1,6 +1,8 @@
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Did, DomainId, Label, NamePattern, NetworkId, NetworkPrefix, UnixTime};
+use crate::id::{
+    AgentId, Did, DomainId, Label, MemberName, NamePattern, NetworkId, NetworkPrefix, UnixTime,
+};
 
 /// A network whose root key is here.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -66,5 +68,15 @@ pub struct TokenRevoked {
     pub network: Label,
     pub token: Did,
     /// Joins after this moment are void.
+    pub at: UnixTime,
+}
+
+/// `agent revoke`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AgentRevoked {
+    pub network: Label,
+    pub agent: AgentId,
+    /// Every name the agent had.
+    pub names: Vec<MemberName>,
     pub at: UnixTime,
 }
