@@ -256,6 +256,9 @@ impl Peer {
     }
 
     fn begin(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
+        if !self.session.is_confirmed(now) {
+            self.path.handle_no_session();
+        }
         let initiation = self.session.initiate(now);
         self.send_everywhere(initiation, out);
         let retry_at = now + FIRST_RETRY;
@@ -284,12 +287,12 @@ impl Peer {
         match self.session.open(message, now) {
             Opened::Confirmed { reply, packet } => {
                 // The initiator's reply confirms the session to the peer, so it goes first.
-                if let Some(reply) = reply {
-                    self.send_everywhere(Some(reply), out);
-                } else {
+                let is_answered = reply.is_some();
+                self.send_everywhere(reply, out);
+                self.confirmed(now, out);
+                if !is_answered {
                     self.path.handle_authenticated(from, false, now);
                 }
-                self.confirmed(now, out);
                 out.extend(packet.map(|packet| self.received(from, packet, now)));
             }
             Opened::Reply(reply) => {

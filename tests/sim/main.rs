@@ -7,6 +7,7 @@ mod first_light;
 mod gateway;
 mod gossip;
 mod hostile;
+mod lessons;
 mod motion;
 mod network;
 mod pair;

@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub(crate) has_registry: bool,
     /// Whether hosts reach each other without the gateway.
     pub(crate) is_open: bool,
+    /// Longest datagram that arrives from host to host, in bytes; None where all do.
+    pub(crate) longest_direct: Option<usize>,
     /// Every datagram that was on the underlay: from, to, bytes.
     pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     seed: u8,
@@ -126,6 +128,7 @@ impl World {
             hosts: BTreeMap::new(),
             has_registry: true,
             is_open: false,
+            longest_direct: None,
             wire: vec![],
             seed: 0,
             weather: None,
@@ -358,8 +361,9 @@ impl World {
             }
             return;
         }
+        let is_open = self.is_open && self.longest_direct.is_none_or(|most| bytes.len() <= most);
         let mut hosts = self.hosts.values_mut().filter(|h| h.is_online);
-        if let Some(host) = hosts.find(|h| h.at == to).filter(|_| self.is_open) {
+        if let Some(host) = hosts.find(|h| h.at == to).filter(|_| is_open) {
             host.engine.handle_datagram(from, &bytes, time);
         }
     }

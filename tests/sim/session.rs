@@ -201,6 +201,33 @@ fn an_idle_session_falls_asleep() {
     assert!(pair.ends.iter().all(|end| end.poll_timeout().is_none()));
 }
 
+/// WireGuard lineage: a keepalive is due 10 s after the last packet that was *sent*, while packets come;
+/// who sends by itself owes none.
+#[test]
+fn keepalives_count_from_the_last_packet_sent() {
+    let mut pair = Pair::open(9);
+    // Returns how many messages went besides the packets: end 1 speaks every `every` seconds.
+    let mut keepalives = |every: u64| {
+        let (before, mut packets) = (pair.sent[4], 0);
+        for second in 1..=50 {
+            pair.run(secs(1));
+            for from in [0, 1] {
+                if from == 0 || second % every == 0 {
+                    assert!(pair.send(from));
+                    packets += 1;
+                }
+            }
+        }
+        pair.sent[4] - before - packets
+    };
+
+    let silent = keepalives(u64::MAX);
+    let speaking = keepalives(8);
+
+    assert!((3..=5).contains(&silent), "{silent} in 50 s");
+    assert_eq!(speaking, 0);
+}
+
 /// Rule 7: repeated handshakes are spread, and stop after 90 s.
 #[test]
 fn an_unanswered_handshake_is_repeated_with_jitter_and_given_up() {

@@ -17,6 +17,9 @@ const SLOW_LOOK: Duration = Duration::from_secs(5);
 /// After the last user data paths are still kept compared.
 const ACTIVE: Duration = Duration::from_secs(30);
 
+/// No control message goes to a peer without user data for this long (protocol.md section 7).
+pub(super) const IDLE: Duration = Duration::from_secs(180);
+
 /// What is known of whether the data of the current path arrives.
 ///
 /// Data of the peer on this path proves it, and so does a report that more of ours was received.
@@ -118,6 +121,11 @@ impl Evidence {
     /// Tells whether there was no data of late, so that what is known of paths is old.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         self.active_until().is_none_or(|end| now >= end)
+    }
+
+    /// Tells whether there was no data for so long that nothing is to be said to the peer.
+    pub(super) fn is_unused(&self, now: Instant) -> bool {
+        self.last_data.is_none_or(|at| now >= at + IDLE)
     }
 
     /// Forgets that there ever was data.

@@ -86,6 +86,8 @@ pub struct PathAgent {
     mode: Mode,
     /// Whether a session carries control messages now.
     is_up: bool,
+    /// Whether the session was renewed while nobody used it, and the peer was told nothing of us in it.
+    is_quiet: bool,
     /// Whether the gateways carry frames now.
     has_relay: bool,
     pairs: BTreeMap<Path, Pair>,
@@ -119,6 +121,7 @@ impl PathAgent {
         Self {
             mode,
             is_up: false,
+            is_quiet: false,
             has_relay: true,
             pairs: BTreeMap::from([(Path::Relay, Pair::relay())]),
             current,
@@ -202,17 +205,37 @@ impl PathAgent {
 
     /// Takes that a session was confirmed: control messages reach the peer, who may have forgotten
     /// our candidates.
+    ///
+    /// WireGuard takes control messages for data and renews the keys of a session that has any: where
+    /// each renewal brought new ones, peers would keep each other awake for ever.
     pub fn handle_session(&mut self, now: Instant) {
+        self.is_quiet = self.is_up && self.evidence.is_unused(now);
         self.is_up = true;
         self.remote_seq = None;
+        if !self.is_quiet {
+            self.begin(now);
+        }
+    }
+
+    /// Tells and asks everything at the beginning of a session.
+    fn begin(&mut self, now: Instant) {
+        self.is_quiet = false;
         self.schedule_telling(now);
         self.restart(Path::Relay, now);
         self.wake(now);
     }
 
+    /// Takes that the session is used, if it was renewed for nobody.
+    pub(super) fn rouse(&mut self, now: Instant) {
+        if self.is_quiet {
+            self.begin(now);
+        }
+    }
+
     /// Takes that there is no session: nothing is sent until the next.
     pub fn handle_no_session(&mut self) {
         self.is_up = false;
+        self.is_quiet = false;
         self.is_telling = false;
         self.tell.clear();
         self.probes.forget();
@@ -220,6 +243,7 @@ impl PathAgent {
 
     /// Takes that data was sent on the current path.
     pub fn handle_sent(&mut self, now: Instant) {
+        self.rouse(now);
         if self.evidence.is_idle(now) {
             self.wake(now);
         }
@@ -233,6 +257,7 @@ impl PathAgent {
     /// Takes that an authentic message came on `from`; `is_data` tells user data from control.
     pub fn handle_authenticated(&mut self, from: Path, is_data: bool, now: Instant) {
         if is_data {
+            self.rouse(now);
             if self.evidence.is_idle(now) {
                 self.wake(now);
             }
@@ -254,12 +279,15 @@ impl PathAgent {
         }
         if let Some(pair) = self.pairs.get_mut(&from) {
             pair.inbound = Some(now);
-            pair.heard(now);
+            if !self.is_quiet {
+                pair.heard(now);
+            }
         }
     }
 
     /// Takes that somebody wants to know whether there is a direct path, though no data flows.
     pub fn handle_interest(&mut self, now: Instant) {
+        self.rouse(now);
         if self.evidence.is_idle(now) && !matches!(self.current, Some(Path::Direct(_))) {
             self.wake(now);
         }

@@ -12,6 +12,8 @@ impl PathAgent {
         if !self.mode.seeks() || self.remote_seq.is_some_and(|seq| remote.seq <= seq) {
             return;
         }
+        // Who tells has a use for the session.
+        self.rouse(now);
         self.remote_seq = Some(remote.seq);
         let mut list = candidate::clean(&remote.list);
         // One's own endpoint would answer: with silence, from us.

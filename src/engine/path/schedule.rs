@@ -7,11 +7,9 @@ use crate::engine::path::{
     Mode, Path, PathAgent, TELL_AGAIN,
     candidate::Class,
     choice::Reason,
+    evidence::IDLE,
     pair::{Due, Pair},
 };
-
-/// No control message goes to a peer without user data for this long (protocol.md section 7).
-const IDLE: Duration = Duration::from_secs(180);
 
 /// Keeps NAT mappings and firewall state of the path in use; below the 30 s seen in the wild
 /// (RFC 4787 section 4.3 REQ-5 asks for 120 s).

@@ -195,6 +195,43 @@ fn without_session_nothing_is_sent_and_nothing_is_due() {
     assert!(world.sent.is_empty());
 }
 
+/// WireGuard lineage: keys that renew themselves while nobody uses the session are no reason to speak,
+/// else each would make the next renewal; whoever uses it then makes up for it.
+#[test]
+fn a_session_renewed_for_nobody_is_quiet_until_it_is_used() {
+    let uses: [fn(&mut World); 4] = [
+        |world| world.data(),
+        |world| {
+            world
+                .agent
+                .handle_authenticated(Path::Relay, true, world.now);
+        },
+        |world| world.agent.handle_interest(world.now),
+        |world| world.agent.handle_candidates(&named(9, &[WAN]), world.now),
+    ];
+    for is_used in uses {
+        let mut world = World::up(&[WAN]);
+        world.open(WAN, ms(30));
+        world.talk(secs(10));
+        world.pass(secs(300));
+        let (sent, told) = (world.sent.len(), world.told.len());
+
+        for _ in 0..10 {
+            world.agent.handle_session(world.now);
+            let from = direct(WAN);
+            world.agent.handle_authenticated(from, false, world.now);
+            world.pass(secs(120));
+        }
+        assert_eq!((world.sent.len(), world.told.len()), (sent, told));
+
+        is_used(&mut world);
+        world.pass(secs(5));
+        assert_eq!(world.told.len(), told + 3);
+        assert!(world.sent.len() > sent);
+        assert_eq!(world.current(), Some(direct(WAN)));
+    }
+}
+
 /// The direct path is kept open every 25 s while it may be needed, and no longer.
 #[test]
 fn an_unused_path_is_kept_for_three_minutes() {
