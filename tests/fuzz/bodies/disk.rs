@@ -12,11 +12,13 @@ use agentnet::config::{self, Flags, GatewaySettings, NodeSettings, RegistrySetti
 use agentnet::engine::{Engine, Time, membership::State};
 use agentnet::gateway::recovery::{RECOVERY_VERSION, Recovery};
 use agentnet::id::UnixTime;
+use agentnet::node::owner::Owner;
 use agentnet::os::{
     clock,
     dns::{self, ResolvConf},
     files::StateFile,
 };
+use agentnet::registry::init;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::input::Input;
@@ -43,10 +45,22 @@ impl Drop for Folder {
     }
 }
 
+/// Names a file of this thread.
+fn place(name: &str) -> PathBuf {
+    thread_local!(static FOLDER: OnceCell<Folder> = const { OnceCell::new() });
+    FOLDER.with(|folder| folder.get_or_init(Folder::new).0.join(name))
+}
+
+/// Makes a folder of this thread called `name`.
+fn folder(name: &str) -> PathBuf {
+    let path = place(name);
+    fs::create_dir_all(&path).expect("the temporary folder takes folders");
+    path
+}
+
 /// Writes `bytes` to a file of this thread called `name`.
 fn file(name: &str, bytes: &[u8]) -> PathBuf {
-    thread_local!(static FOLDER: OnceCell<Folder> = const { OnceCell::new() });
-    let path = FOLDER.with(|folder| folder.get_or_init(Folder::new).0.join(name));
+    let path = place(name);
     fs::write(&path, bytes).expect("the temporary folder takes files");
     path
 }
@@ -95,16 +109,61 @@ fn environment(bytes: &[u8]) {
     }
 }
 
-/// The state files of a node and of a gateway, and what starts from them.
+/// What nodes, gateways, owners and registries keep, and what starts from it.
 pub(super) fn state(data: &[u8]) {
     let mut input = Input::new(data);
     let (kind, bytes) = (input.byte(), input.rest());
-    if kind % 2 == 1 {
-        if let Some(recovery) = kept::<Recovery>(bytes, RECOVERY_VERSION) {
-            assert_eq!(again(&recovery, RECOVERY_VERSION), recovery);
+    match kind % 4 {
+        0 => node(bytes),
+        1 => {
+            if let Some(recovery) = kept::<Recovery>(bytes, RECOVERY_VERSION) {
+                assert_eq!(again(&recovery, RECOVERY_VERSION), recovery);
+            }
         }
-        return;
+        2 => owner(bytes),
+        _ => registry(bytes),
     }
+}
+
+/// The file of one network in its owner's directory.
+fn owner(bytes: &[u8]) {
+    let folder = folder("networks");
+    fs::write(folder.join("acme.json"), bytes).expect("the temporary folder takes files");
+    let state = folder.parent().expect("it is in a folder");
+    let listed = bounded(bytes, 128, 64 * 1024, || Owner::new(state).list());
+    if let Ok(networks) = listed {
+        assert!(networks.len() <= 1, "one file, {} networks", networks.len());
+    }
+    // What is damaged is told and not written over.
+    let left = fs::read(folder.join("acme.json"));
+    assert_eq!(left.expect("it is still there"), bytes);
+}
+
+/// The files of a registry's keys, each preceded by its length but the last.
+fn registry(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let folder = folder("registry");
+    let files = init::Files::in_dir(&folder);
+    let kept = [
+        (files.key(), input.long_chunk()),
+        (files.tls(), input.long_chunk()),
+        (files.statement(), input.rest()),
+    ];
+    for (path, bytes) in &kept {
+        fs::write(path, bytes).expect("the temporary folder takes files");
+    }
+    let Ok(identity) = bounded(bytes, 128, 64 * 1024, || init::load(&files)) else {
+        return;
+    };
+    assert_eq!(identity.statement.subject(), identity.key.did());
+    assert_eq!(
+        identity.statement.claims().pin,
+        identity.tls.pin().to_string()
+    );
+}
+
+/// The state file of a node.
+fn node(bytes: &[u8]) {
     let Some(state) = kept::<State>(bytes, 1) else {
         return;
     };

@@ -14,6 +14,7 @@ use agentnet::statement::{
     Consent, ConsentState, Head, Revocation, RevokedKey, Scope, Statement, issue,
 };
 use agentnet::wire::control::{Control, FROM, ProbeReply, TO};
+use agentnet::wire::have::{Have, Summary};
 
 use super::clock::Simulation;
 use super::input::Input;
@@ -126,6 +127,9 @@ impl World {
                 .engine
                 .handle_packet(self.local, self.peer, input.chunk(), now()),
             24 => self.engine.handle_unknown(self.local, input.chunk(), now()),
+            29 => self.sleep(Duration::from_secs(u64::from(input.number()))),
+            30 => self.tell(way, input),
+            31 => self.have(way, input),
             _ => self.say_control(way, &candidates(input, way)),
         }
         self.drain();
@@ -306,11 +310,65 @@ impl World {
 
     /// A statement that the registry brings: of the peer, of the owner, or of nobody.
     fn statement(&mut self, way: u8, input: &mut Input<'_>) {
+        let Some((kind, text)) = self.signed(way, input) else {
+            let kinds = [
+                Forwarded::Consent,
+                Forwarded::Gateway,
+                Forwarded::Record,
+                Forwarded::Request,
+                Forwarded::Revocation,
+            ];
+            let kind = kinds[usize::from(way % 5)];
+            let text = String::from_utf8_lossy(input.chunk()).into_owned();
+            let taken = self.engine.handle_statement(self.local, kind, &text, now());
+            assert!(taken.is_err(), "{kind:?} of nobody");
+            return;
+        };
+        let taken = self.engine.handle_statement(self.local, kind, &text, now());
+        let has_peer = self.engine.has_peer(self.local, self.peer);
+        assert!(
+            !(way == 1 && taken.is_ok() && has_peer),
+            "consent was taken back"
+        );
+    }
+
+    /// The peer tells a statement in the session, in parts when it is long.
+    fn tell(&mut self, way: u8, input: &mut Input<'_>) {
+        let kind = input.byte() % 6;
+        let signed = self.signed(kind, input).map(|(_, text)| text);
+        let text = signed.unwrap_or_else(|| String::from_utf8_lossy(input.chunk()).into_owned());
+        for packet in (Control::Statement { text }).packets(u32::from(input.byte())) {
+            self.say_control(way, &packet);
+        }
+    }
+
+    /// The peer claims to have what the input says.
+    fn have(&mut self, way: u8, input: &mut Input<'_>) {
+        let claimed = Have {
+            revocations: Summary {
+                count: input.byte().into(),
+                hash: [input.byte(); 32],
+            },
+            record: u64::from(input.byte()) << 36,
+            consent: u64::from(input.byte()) << 36,
+        };
+        let packet = Control::Have(claimed).packet();
+        self.say_control(way, &packet.expect("it is short"));
+    }
+
+    /// The host sleeps, and nothing is done in time.
+    fn sleep(&mut self, slept: Duration) {
+        self.sim.advance(slept);
+        self.engine.handle_resume(slept, now());
+    }
+
+    /// Signs what the peer, the owner or a stranger could say; None for what nobody signed.
+    fn signed(&mut self, way: u8, input: &mut Input<'_>) -> Option<(Forwarded, String)> {
         // Never the same sequence number twice.
         self.sim.advance(Duration::from_millis(1));
         let time = now();
         let a = Members::get().a.id().did();
-        let (kind, text) = match way {
+        let made = match way {
             0 | 1 => {
                 let state = if way == 0 {
                     ConsentState::Active
@@ -345,27 +403,9 @@ impl World {
                 let text = request.map(|r| r.text().to_owned());
                 (Forwarded::Request, text.unwrap_or_default())
             }
-            _ => {
-                let kinds = [
-                    Forwarded::Consent,
-                    Forwarded::Gateway,
-                    Forwarded::Record,
-                    Forwarded::Request,
-                    Forwarded::Revocation,
-                ];
-                let kind = kinds[usize::from(way % 5)];
-                let text = String::from_utf8_lossy(input.chunk()).into_owned();
-                let taken = self.engine.handle_statement(self.local, kind, &text, time);
-                assert!(taken.is_err(), "{kind:?} of nobody");
-                return;
-            }
+            _ => return None,
         };
-        let taken = self.engine.handle_statement(self.local, kind, &text, time);
-        let has_peer = self.engine.has_peer(self.local, self.peer);
-        assert!(
-            !(way == 1 && taken.is_ok() && has_peer),
-            "consent was taken back"
-        );
+        Some(made)
     }
 
     /// The owner, or one without authority, revokes the peer or its grant.

@@ -82,6 +82,16 @@ pub(super) fn api(data: &[u8]) {
         survives::<local::Versioned<local::Status>>,
         survives::<local::Versioned<local::TrustList>>,
         survives::<local::Versioned<local::Whois>>,
+        survives::<local::OfAgent>,
+        survives::<local::PathQuery>,
+        survives::<local::Versioned<local::AutoRules>>,
+        survives::<local::Versioned<local::Down>>,
+        survives::<local::Versioned<local::Left>>,
+        survives::<local::Versioned<local::PathReport>>,
+        survives::<local::Versioned<local::TrustChanged>>,
+        survives::<registry::Page>,
+        survives::<registry::Resolve>,
+        survives::<registry::Watch>,
     ];
     let rest = input.rest();
     bodies[kind % bodies.len()](rest);

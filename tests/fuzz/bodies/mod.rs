@@ -18,6 +18,7 @@ mod others;
 mod session;
 mod statement;
 mod text;
+mod tls;
 mod wire;
 
 /// What is done with an input.
@@ -42,6 +43,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("state", &[disk::state]),
     ("statement", &[statement::statement]),
     ("text", &[text::text, text::token]),
+    ("tls", &[tls::certificate, tls::key]),
 ];
 
 /// Gives one input to the target called `name`.

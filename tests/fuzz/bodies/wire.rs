@@ -3,7 +3,8 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use agentnet::id::OverlayIp;
+use agentnet::engine::names::{Question, Zone};
+use agentnet::id::{FullName, OverlayIp, Suffix};
 use agentnet::os::clock;
 use agentnet::policy::{Filter, Limits, Pair, Verdict};
 use agentnet::statement::{Protocol, Scope};
@@ -252,6 +253,7 @@ pub(super) fn dns(data: &[u8]) {
     one_reply(&query, over, asked, &query.failure(ResponseCode::Refused));
     one_reply(&query, over, asked, &query.truncated());
 
+    one_question(&query, asked, over);
     let sent = with_id(asked, 77);
     let mut echo = with_id(reply, 77);
     let is_answer = query.is_answered_by(77, &echo);
@@ -264,6 +266,37 @@ pub(super) fn dns(data: &[u8]) {
     if let Some(id) = echo.first_mut() {
         *id ^= 1;
         assert!(!query.is_answered_by(77, &echo), "another id");
+    }
+}
+
+/// What is asked of the zone of our names never goes to another server.
+fn one_question(query: &Query, asked: &[u8], over: Transport) {
+    let prefix = overlay(LOCAL).network();
+    let zone = Zone {
+        suffix: Suffix::default(),
+        prefixes: vec![prefix],
+        retries: vec!["agent.example".to_owned()],
+    };
+    let labels = query.labels();
+    let ends_in = |end: &[&[u8]]| {
+        let tail = labels.iter().rev().take(end.len()).map(Vec::as_slice);
+        tail.eq(end.iter().rev().copied())
+    };
+    let is_ours = ends_in(&[b"agent"]) || ends_in(&[b"agent", b"example"]);
+    match zone.question(asked, over) {
+        Question::Foreign(_) => assert!(!is_ours, "{labels:?} is told to others"),
+        Question::Ignore => panic!("a query that was read is ignored"),
+        Question::Name(_, name) => {
+            assert!(ends_in(&[b"agent"]));
+            let again = FullName::parse(&name.to_string(), &zone.suffix);
+            assert_eq!(again.as_ref(), Ok(&name));
+            one_reply(query, over, asked, &zone.address_answer(query, None));
+        }
+        Question::Reply(reply) => one_reply(query, over, asked, &reply),
+        Question::Reverse(_, address) => {
+            assert!(ends_in(&[b"ip6", b"arpa"]) && prefix.contains(address.ip()));
+            one_reply(query, over, asked, &zone.name_answer(query, None));
+        }
     }
 }
 
