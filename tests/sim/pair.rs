@@ -201,6 +201,25 @@ impl World {
         self.run();
     }
 
+    /// Starts a node on host `to`, elsewhere, from a copy of what `from` keeps.
+    pub(crate) fn copy(&mut self, from: &str, to: &'static str) {
+        let seed = self.next_seed();
+        let host = &self.hosts[from];
+        let (local, kept) = (host.local, serde_json::to_string(&host.engine.state()));
+        let engine = Engine::new(serde_json::from_str(&kept.unwrap()).unwrap(), seed, now());
+        let host = Host {
+            engine,
+            local,
+            at: SocketAddr::new([198, 51, 100, 200].into(), 16200),
+            received: vec![],
+            pongs: 0,
+            withheld: 0,
+            is_online: true,
+        };
+        self.hosts.insert(to, host);
+        self.run();
+    }
+
     pub(crate) fn host(&mut self, name: &str) -> &mut Host {
         self.hosts.get_mut(name).unwrap()
     }
@@ -318,7 +337,11 @@ impl World {
                 Event::Outbox { .. } => outbox = true,
                 Event::Pong { .. } => host.pongs += 1,
                 Event::Withheld { .. } => host.withheld += 1,
-                Event::Changed | Event::Pending { .. } | Event::Tables => {}
+                Event::Changed
+                | Event::Displaced { .. }
+                | Event::Pending { .. }
+                | Event::Tables
+                | Event::Twin { .. } => {}
             }
         }
         while let Some(packet) = host.engine.poll_packet() {
