@@ -92,9 +92,20 @@ pub trait Store: fmt::Debug + Send + Sync {
     async fn record(
         &self,
         network: &NetworkId,
-        whom: &Whom,
+        agent: &AgentId,
         now: UnixTime,
     ) -> Result<Option<RecordRow>, StoreError>;
+
+    /// Returns the live record of `whom` if it is `asker` itself or consents to it.
+    ///
+    /// One look-up for all, so that one that is hidden takes no other work than one that is not.
+    async fn visible_record(
+        &self,
+        network: &NetworkId,
+        whom: &Whom,
+        asker: &AgentId,
+        now: UnixTime,
+    ) -> Result<Option<String>, StoreError>;
 
     /// Returns the records whose chain has one of `links`: a key or the hash of a grant.
     async fn records_through(
@@ -108,15 +119,6 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Keeps the newest consent of issuer toward subject.
     async fn put_consent(&self, new: &NewConsent, now: UnixTime) -> Result<Kept, StoreError>;
-
-    /// Tells whether `issuer` has an active consent toward `subject`.
-    async fn consents_to(
-        &self,
-        network: &NetworkId,
-        issuer: &AgentId,
-        subject: &AgentId,
-        now: UnixTime,
-    ) -> Result<bool, StoreError>;
 
     /// Returns whom `issuer` has an active consent toward.
     async fn consented(

@@ -9,3 +9,4 @@ mod lifecycle;
 mod support;
 mod trust;
 mod watching;
+mod work;

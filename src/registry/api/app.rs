@@ -15,7 +15,7 @@ use crate::registry::auth::Proven;
 use crate::registry::authorize::{Call, Standing, may};
 use crate::registry::enroll::Ground;
 use crate::registry::limits::{Buckets, Rate, SourcePrefix};
-use crate::registry::store::{NetworkRow, Store, Whom};
+use crate::registry::store::{NetworkRow, Store};
 use crate::statement::{Grant, Registry, Revocation, Revocations, Statement};
 use crate::wire::api::problem::Code;
 
@@ -130,8 +130,8 @@ impl App {
             ));
         }
         let row = self.store().network(network).await?;
-        let whom = Whom::Agent(proven.key.into());
-        let record = self.store().record(network, &whom, now).await?;
+        let caller = proven.key.into();
+        let record = self.store().record(network, &caller, now).await?;
         let grant = row.as_ref().and_then(|row| row.grant.as_deref());
         let named = grant.and_then(|grant| Statement::<Grant>::open(grant).ok());
         let standing = Standing {

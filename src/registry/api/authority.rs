@@ -13,7 +13,7 @@ use crate::registry::api::error::ApiError;
 use crate::registry::api::networks::{PAGE, network_of};
 use crate::registry::authorize::Call;
 use crate::registry::enroll;
-use crate::registry::store::{Kept, NetworkRow, NewRevocation, Whom};
+use crate::registry::store::{Kept, NetworkRow, NewRevocation};
 use crate::registry::watch::Hint;
 use crate::statement::{Chain, Record, Revocation, Revocations, Role, Statement, verify_record};
 use crate::wire::api::problem::{Code, Problem};
@@ -106,8 +106,7 @@ pub(super) async fn find_holder(
     if names.is_empty() {
         return Err(Code::NotFound.into());
     }
-    let whom = Whom::Agent(agent);
-    let live = app.store().record(&network, &whom, authed.now).await?;
+    let live = app.store().record(&network, &agent, authed.now).await?;
     Ok(Json(Holder {
         agent,
         names,

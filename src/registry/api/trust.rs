@@ -128,17 +128,8 @@ pub(super) async fn resolve(
             ));
         }
     };
-    let me = AgentId::from(authed.proven.key);
-    let found = app.store().record(&network, &whom, authed.now).await?;
-    // Who is not there is asked for consent just as who is, so that both take the same time.
-    let agent = found.as_ref().map_or(me, |record| record.agent);
-    let consents = app
-        .store()
-        .consents_to(&network, &agent, &me, authed.now)
-        .await?;
-    let visible = found.filter(|record| consents || record.agent == me);
-    let record = visible.ok_or(Code::NotFound)?;
-    Ok(Json(Resolved {
-        record: record.text,
-    }))
+    let (me, now) = (AgentId::from(authed.proven.key), authed.now);
+    let visible = app.store().visible_record(&network, &whom, &me, now);
+    let record = visible.await?.ok_or(Code::NotFound)?;
+    Ok(Json(Resolved { record }))
 }

@@ -17,7 +17,7 @@ use crate::registry::api::auth::Authed;
 use crate::registry::api::error::ApiError;
 use crate::registry::api::hub::Ears;
 use crate::registry::authorize::Call;
-use crate::registry::store::{Change, Page, StoreError, Whom};
+use crate::registry::store::{Change, Page, StoreError};
 use crate::registry::watch::{Cursor, Watcher};
 use crate::statement::{Grant, Statement};
 use crate::wire::api::problem::{Code, Problem};
@@ -159,8 +159,7 @@ impl Watching {
         let domain = match (&mut self.who, &self.network) {
             (Watcher::Member { agent, names }, Some(network)) => {
                 let agent = *agent;
-                let whom = Whom::Agent(agent);
-                let is_member = store.record(network, &whom, now).await?.is_some();
+                let is_member = store.record(network, &agent, now).await?.is_some();
                 *names = store.names_of(network, &agent).await?;
                 let mut page = store
                     .member_changes(network, &agent, self.cursor.network, now)

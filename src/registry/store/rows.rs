@@ -138,7 +138,6 @@ pub struct RecordRow {
 #[derive(Clone, Debug)]
 pub enum Whom {
     Address(OverlayIp),
-    Agent(AgentId),
     Name(MemberName),
 }
 

@@ -238,10 +238,21 @@ impl Store for SqliteStore {
     async fn record(
         &self,
         network: &NetworkId,
-        whom: &Whom,
+        agent: &AgentId,
         now: UnixTime,
     ) -> Result<Option<RecordRow>, StoreError> {
-        members::find(&mut *self.readers.acquire().await?, network, whom, now).await
+        members::find(&mut *self.readers.acquire().await?, network, agent, now).await
+    }
+
+    async fn visible_record(
+        &self,
+        network: &NetworkId,
+        whom: &Whom,
+        asker: &AgentId,
+        now: UnixTime,
+    ) -> Result<Option<String>, StoreError> {
+        let mut reader = self.readers.acquire().await?;
+        members::find_visible(&mut reader, network, (whom, asker), now).await
     }
 
     async fn records_through(
@@ -263,17 +274,6 @@ impl Store for SqliteStore {
             tx.commit().await?;
         }
         Ok(kept)
-    }
-
-    async fn consents_to(
-        &self,
-        network: &NetworkId,
-        issuer: &AgentId,
-        subject: &AgentId,
-        now: UnixTime,
-    ) -> Result<bool, StoreError> {
-        let mut reader = self.readers.acquire().await?;
-        trust::consents_to(&mut reader, network, (issuer, subject), now).await
     }
 
     async fn consented(

@@ -321,30 +321,48 @@ async fn forget(tx: &mut SqliteConnection, network: &str, agent: &str) -> Result
 pub(super) async fn find(
     tx: &mut SqliteConnection,
     network: &NetworkId,
-    whom: &Whom,
+    agent: &AgentId,
     now: UnixTime,
 ) -> Result<Option<RecordRow>, StoreError> {
-    let (sql, key) = match whom {
-        Whom::Address(address) => (
-            "SELECT * FROM records WHERE network = ? AND address = ? AND lease > ?",
-            address.to_string(),
-        ),
-        Whom::Agent(agent) => (
-            "SELECT * FROM records WHERE network = ? AND agent = ? AND lease > ?",
-            agent.to_string(),
-        ),
-        Whom::Name(name) => (
-            "SELECT * FROM records WHERE network = ? AND name = ? AND lease > ?",
-            name.to_string(),
-        ),
-    };
-    let row = query(sql)
+    let row = query("SELECT * FROM records WHERE network = ? AND agent = ? AND lease > ?")
         .bind(network.to_string())
-        .bind(key)
+        .bind(agent.to_string())
         .bind(millis(now))
         .fetch_optional(tx)
         .await?;
     row.as_ref().map(read).transpose()
+}
+
+const VISIBLE_AT: &str = "SELECT text FROM records r
+     WHERE network = ?1 AND address = ?2 AND lease > ?4
+     AND (agent = ?3 OR EXISTS (SELECT 1 FROM consents c
+          WHERE c.network = ?1 AND c.issuer = r.agent AND c.subject = ?3
+          AND c.active = 1 AND c.expires > ?4))";
+
+const VISIBLE_CALLED: &str = "SELECT text FROM records r
+     WHERE network = ?1 AND name = ?2 AND lease > ?4
+     AND (agent = ?3 OR EXISTS (SELECT 1 FROM consents c
+          WHERE c.network = ?1 AND c.issuer = r.agent AND c.subject = ?3
+          AND c.active = 1 AND c.expires > ?4))";
+
+pub(super) async fn find_visible(
+    tx: &mut SqliteConnection,
+    network: &NetworkId,
+    (whom, asker): (&Whom, &AgentId),
+    now: UnixTime,
+) -> Result<Option<String>, StoreError> {
+    let (sql, key) = match whom {
+        Whom::Address(address) => (VISIBLE_AT, address.to_string()),
+        Whom::Name(name) => (VISIBLE_CALLED, name.to_string()),
+    };
+    let row = query(sql)
+        .bind(network.to_string())
+        .bind(key)
+        .bind(asker.to_string())
+        .bind(millis(now))
+        .fetch_optional(tx)
+        .await?;
+    row.as_ref().map(|row| text(row, "text")).transpose()
 }
 
 pub(super) async fn through(

@@ -106,25 +106,6 @@ pub(super) async fn put_consent(
     Ok(Kept::New)
 }
 
-pub(super) async fn consents_to(
-    tx: &mut SqliteConnection,
-    network: &NetworkId,
-    (issuer, subject): (&AgentId, &AgentId),
-    now: UnixTime,
-) -> Result<bool, StoreError> {
-    let row = query(
-        "SELECT 1 FROM consents
-         WHERE network = ? AND issuer = ? AND subject = ? AND active = 1 AND expires > ?",
-    )
-    .bind(network.to_string())
-    .bind(issuer.to_string())
-    .bind(subject.to_string())
-    .bind(millis(now))
-    .fetch_optional(tx)
-    .await?;
-    Ok(row.is_some())
-}
-
 pub(super) async fn consented(
     tx: &mut SqliteConnection,
     network: &NetworkId,
