@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Sections whose every bullet is a claim.
-const CLAIMS: [&str; 4] = [
+const CLAIMS: [&str; 5] = [
     "## Who is believed, and why",
     "## What each part can do if it turns evil",
     "## Revocation",
     "## Privacy",
+    "## A captured host",
 ];
 
 /// A test as the document names it.

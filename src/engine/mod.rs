@@ -22,7 +22,6 @@ pub mod session;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trust;
-pub mod twin;
 pub mod view;
 pub mod window;
 mod withheld;
@@ -201,7 +200,6 @@ impl Engine {
             None => self.handle_direct(from, bytes, time),
         }
         self.hear(time);
-        self.follow_twins(time);
     }
 
     /// Takes a packet of an agent's TUN to an installed peer.
@@ -242,14 +240,7 @@ impl Engine {
         let membership = &mut found.membership;
         let changed = match kind {
             Forwarded::Consent => membership.take_consent(text, time.unix)? != Taken::Known,
-            Forwarded::Record => {
-                let taken = membership.take_record(text, time.unix)?;
-                if taken == Taken::Twin {
-                    found.handle_twin(time.now);
-                    self.follow_twins(time);
-                }
-                !matches!(taken, Taken::Known | Taken::Twin)
-            }
+            Forwarded::Record => membership.take_record(text, time.unix)? != Taken::Known,
             Forwarded::Request => membership.take_request(text, time.unix)? != Taken::Known,
             Forwarded::Revocation => {
                 let changed = membership.take_revocation(text, time.unix)?;
@@ -305,7 +296,6 @@ impl Engine {
             }
         }
         self.report_withheld(time);
-        self.follow_twins(time);
     }
 
     /// Returns how long the trust that stands lasts unchanged.
@@ -322,8 +312,9 @@ impl Engine {
         let Some(found) = self.locals.get_mut(&local) else {
             return;
         };
-        // Only a membership that lapsed cannot settle; its peers go with `install` below.
-        if found.membership.settle(time.unix).unwrap_or(false) {
+        // What cannot settle, as a membership that lapsed, may have changed before it failed; its
+        // peers go with `install` below.
+        if found.membership.settle(time.unix).unwrap_or(true) {
             self.out.event(Event::Changed);
         }
         if !found.membership.outbox.is_empty() {
@@ -343,12 +334,8 @@ impl Engine {
             rng.fill_bytes(&mut seed);
             (unused_index(rng, indices), seed)
         };
-        let was_at_rest = found.was_at_rest;
         if found.install(time, fresh, &mut released, &mut self.out) {
             self.out.event(Event::Tables);
-        }
-        if found.was_at_rest != was_at_rest {
-            self.out.event(Event::Twin { local });
         }
         for index in released {
             self.indices.remove(&index);
@@ -458,6 +445,8 @@ impl Engine {
         found.gateway = Some((gateway, key));
         found.gateway_since = Some(time.now);
         found.present(time)?;
+        // The record's sequence number is used up before anybody sees it.
+        self.out.event(Event::Changed);
         found.drain_attachment(&mut self.out);
         Ok(())
     }

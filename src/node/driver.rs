@@ -50,6 +50,8 @@ pub struct Handle {
 impl Handle {
     /// Runs `work` in the task that owns the engine and returns what it returned.
     ///
+    /// What `work` changed is on disk by then, so that the caller may tell others of it.
+    ///
     /// # Cancel safety
     ///
     /// Once sent, the work is done even if nobody waits for it any more.
@@ -59,8 +61,10 @@ impl Handle {
     ) -> Result<T, Stopped> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |core| {
+            let done = work(core);
+            core.drain();
             // Nobody waits for the answer of a cancelled call.
-            drop(answer.send(work(core)));
+            drop(answer.send(done));
         });
         self.jobs.send(job).await.map_err(|_| Stopped)?;
         answered.await.map_err(|_| Stopped)
@@ -207,8 +211,6 @@ impl Core {
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Changed => self.save(),
-            // What keeps in touch with the registry looks.
-            Event::Displaced { local } => self.outbox(local).notify_one(),
             Event::Gateway { local } => {
                 // There is room for every agent a node carries.
                 if self.gateways.try_send(local).is_err() {
@@ -227,14 +229,6 @@ impl Core {
                 }
             }
             Event::Tables => self.publish(),
-            Event::Twin { local } => {
-                if self.engine.is_at_rest(local, now()) {
-                    warn!("Another host runs an agent of ours, which is at rest here now");
-                } else {
-                    info!("An agent is ours again: the other host that ran it is gone");
-                }
-                debug!(%local, "Twin");
-            }
             Event::Withheld { local, from } => {
                 warn!("A peer knew of a revocation that the registry did not tell");
                 debug!(%local, ?from, "Revocation withheld");
@@ -352,6 +346,17 @@ pub fn now() -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::{self, DataplaneConfig};
+    use crate::engine::{
+        membership::{Membership, Outgoing},
+        testing::{NOW, membership},
+    };
+    use crate::os::udp;
+    use crate::statement::Scope;
+
+    fn time() -> Time {
+        Time { unix: NOW, ..now() }
+    }
 
     #[tokio::test]
     async fn an_engine_that_ended_is_noticed() {
@@ -361,5 +366,47 @@ mod tests {
 
         handle.stopped().await;
         assert!(handle.call(|_| ()).await.is_err());
+    }
+
+    /// P-015: whoever is told of a statement or sees its effect finds it on disk.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_call_changed_is_on_disk_before_its_caller_knows() {
+        let name = format!("agentnet-driver-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let (store, state) = Store::open(&dir).unwrap();
+        let udp = udp::bind(0).unwrap();
+        let (plane, worker) = dataplane::start(DataplaneConfig { udp }).unwrap();
+        let (handle, jobs) = channel();
+        let (gateways, _wanted) = mpsc::channel(1);
+        let core = Core::new(store, state, [7; 32], plane, gateways);
+        let driver = tokio::spawn(run(core, jobs, worker));
+        let on_disk = || std::fs::read_to_string(dir.join("state.json")).unwrap();
+        let member = membership(10, "a");
+        let local = member.address().unwrap();
+        handle
+            .call(move |core| core.engine.add(member, time()))
+            .await
+            .unwrap();
+
+        for n in 0..50 {
+            let signed = move |core: &mut Core| core.engine.record(local, time());
+            let record = handle.call(signed).await.unwrap().unwrap();
+            assert!(on_disk().contains(&format!("\"seq\": {}", record.seq())));
+            let to = format!("x{n}").parse().unwrap();
+            let asked = move |core: &mut Core| {
+                let ask = |m: &mut Membership, unix| m.request(to, Scope::Any, None, unix);
+                core.engine.change(local, time(), ask).unwrap().unwrap();
+            };
+            handle.call(asked).await.unwrap();
+            let waiting = handle.call(move |core| core.engine.outbox(local));
+            let Some(Outgoing::Request(last)) = waiting.await.unwrap().pop() else {
+                panic!("nothing waits for the registry");
+            };
+            assert!(on_disk().contains(last.text()));
+        }
+
+        drop(handle);
+        driver.await.unwrap().close();
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

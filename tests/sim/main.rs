@@ -13,4 +13,3 @@ mod network;
 mod pair;
 mod paths;
 mod session;
-mod twin;

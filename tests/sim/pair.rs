@@ -59,6 +59,15 @@ pub(crate) struct Host {
     pub(crate) withheld: usize,
     /// False while nothing it sends arrives.
     pub(crate) is_online: bool,
+    /// What is on its disk: the state as it was when the engine last said that it changed.
+    pub(crate) kept: String,
+}
+
+impl Host {
+    /// Returns the state as it would be written now.
+    pub(crate) fn state(&self) -> String {
+        serde_json::to_string(&self.engine.state()).unwrap()
+    }
 }
 
 /// Hosts, a gateway and a registry without delay.
@@ -78,6 +87,8 @@ pub(crate) struct World {
     /// Every datagram that was on the underlay: from, to, bytes.
     pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     seed: u8,
+    /// Whether it is checked that nothing leaves a host before what it follows from is on disk.
+    pub(crate) checks_disks: bool,
     /// What happens to what hosts send; None while all of it arrives once and in order.
     pub(crate) weather: Option<Weather>,
 }
@@ -131,6 +142,7 @@ impl World {
             longest_direct: None,
             wire: vec![],
             seed: 0,
+            checks_disks: false,
             weather: None,
         };
         world.start_gateway();
@@ -179,7 +191,7 @@ impl World {
         };
         let engine = Engine::new(state, self.next_seed(), now());
         let at = SocketAddr::new([198, 51, 100, n].into(), 16200);
-        let host = Host {
+        let mut host = Host {
             engine,
             local,
             at,
@@ -187,7 +199,9 @@ impl World {
             pongs: 0,
             withheld: 0,
             is_online: true,
+            kept: String::new(),
         };
+        host.kept = host.state();
         self.hosts.insert(name, host);
         self.run();
     }
@@ -196,27 +210,7 @@ impl World {
     pub(crate) fn restart(&mut self, name: &'static str) {
         let seed = self.next_seed();
         let host = self.hosts.get_mut(name).unwrap();
-        let kept = serde_json::to_string(&host.engine.state()).unwrap();
-        host.engine = Engine::new(serde_json::from_str(&kept).unwrap(), seed, now());
-        self.run();
-    }
-
-    /// Starts a node on host `to`, elsewhere, from a copy of what `from` keeps.
-    pub(crate) fn copy(&mut self, from: &str, to: &'static str) {
-        let seed = self.next_seed();
-        let host = &self.hosts[from];
-        let (local, kept) = (host.local, serde_json::to_string(&host.engine.state()));
-        let engine = Engine::new(serde_json::from_str(&kept.unwrap()).unwrap(), seed, now());
-        let host = Host {
-            engine,
-            local,
-            at: SocketAddr::new([198, 51, 100, 200].into(), 16200),
-            received: vec![],
-            pongs: 0,
-            withheld: 0,
-            is_online: true,
-        };
-        self.hosts.insert(to, host);
+        host.engine = Engine::new(serde_json::from_str(&host.kept).unwrap(), seed, now());
         self.run();
     }
 
@@ -337,11 +331,17 @@ impl World {
                 Event::Outbox { .. } => outbox = true,
                 Event::Pong { .. } => host.pongs += 1,
                 Event::Withheld { .. } => host.withheld += 1,
-                Event::Changed
-                | Event::Displaced { .. }
-                | Event::Pending { .. }
-                | Event::Tables
-                | Event::Twin { .. } => {}
+                Event::Changed => host.kept = host.state(),
+                Event::Pending { .. } | Event::Tables => {}
+            }
+            let waiting = host.engine.outbox(host.local);
+            if self.checks_disks && outbox {
+                let is_kept =
+                    |out: &Outgoing| host.kept.contains(&serde_json::to_string(out).unwrap());
+                assert!(
+                    waiting.iter().all(is_kept),
+                    "{name} told the registry too early"
+                );
             }
         }
         while let Some(packet) = host.engine.poll_packet() {
@@ -350,6 +350,9 @@ impl World {
         while host.engine.poll_injection().is_some() {}
         while let Some(transmit) = host.engine.poll_transmit() {
             wire.push_back(transmit);
+        }
+        if self.checks_disks && !wire.is_empty() {
+            assert!(host.kept == host.state(), "{name} sent too early");
         }
         let (at, is_online) = (host.at, host.is_online);
         for transmit in wire {

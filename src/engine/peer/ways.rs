@@ -62,11 +62,8 @@ impl Peer {
             self.send_control(&Control::Probe { id, path }, way, now, out);
         }
         if let Some(candidates) = self.path.poll_candidates() {
-            // They matter most when the path in use may lead to where the peer was.
-            let way = self.path.current().filter(|way| *way != Path::Relay);
-            for way in way.into_iter().chain([Path::Relay]) {
-                self.send_control(&Control::Candidates(candidates.clone()), way, now, out);
-            }
+            let way = self.path.current().unwrap_or(Path::Relay);
+            self.send_control(&Control::Candidates(candidates), way, now, out);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Each part of a deployment turned evil, against honest engines.
 
+mod captured;
+mod disk;
 pub(crate) mod evil;
 mod gateway;
 mod peer;
