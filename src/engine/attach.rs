@@ -287,6 +287,13 @@ impl Attachment {
         }
     }
 
+    /// Keeps quiet until `until` at least, if the agent is attached elsewhere.
+    pub fn rest_until(&mut self, until: Instant) {
+        if let Phase::Displaced { until: end } = &mut self.phase {
+            *end = until.max(*end);
+        }
+    }
+
     /// Gives the attachment up.
     pub fn detach(&mut self, now: Instant) {
         self.signal(Kind::SessionEnd, now);

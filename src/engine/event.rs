@@ -35,6 +35,8 @@ pub struct Packet {
 pub enum Event {
     /// What must not be forgotten changed: write it before anything else of this batch goes out.
     Changed,
+    /// A gateway says that the agent attached elsewhere: see what the registry has of it.
+    Displaced { local: OverlayIp },
     /// A gateway's endpoints are needed, as names or addresses.
     Gateway { local: OverlayIp },
     /// Statements wait for the registry.
@@ -49,6 +51,8 @@ pub enum Event {
         /// The way probe and answer took: direct when both came directly.
         path: Path,
     },
+    /// An agent became another host's, which runs it too, or ours again.
+    Twin { local: OverlayIp },
     /// Who may talk changed: publish the tables.
     Tables,
     /// A peer, named while it is known, knew of a revocation that the registry did not tell.

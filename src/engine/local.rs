@@ -49,6 +49,12 @@ pub(crate) struct Local {
     /// Our record as it was when it last said something new; None before the first.
     own_record: Option<Statement<Record>>,
     pub(crate) withheld: Withheld,
+    /// Until when another host is taken to run this agent too; None when none was heard of.
+    pub(crate) twin_until: Option<Instant>,
+    /// Whether the gateway had said so when it was last looked at.
+    pub(crate) was_displaced: bool,
+    /// Whether the agent was another host's when peers were last brought in line.
+    pub(crate) was_at_rest: bool,
 }
 
 impl Local {
@@ -74,6 +80,9 @@ impl Local {
             had_relay: false,
             own_record: None,
             withheld: Withheld::default(),
+            twin_until: None,
+            was_displaced: false,
+            was_at_rest: false,
         }
     }
 
@@ -88,7 +97,12 @@ impl Local {
         released: &mut Vec<u32>,
         out: &mut Out,
     ) -> bool {
-        let trusted = self.membership.trusted(time.unix);
+        self.was_at_rest = self.is_at_rest(time.now);
+        let trusted = if self.was_at_rest {
+            Vec::new()
+        } else {
+            self.membership.trusted(time.unix)
+        };
         let mut changed = false;
         let keep = trusted
             .iter()

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::engine::revoked::RevocationLog;
+use crate::engine::{revoked::RevocationLog, twin::Signed};
 use crate::id::{
     AgentId, Did, DomainId, FullName, IdentityKey, Label, MemberName, NamePattern, NetworkId,
     NetworkPrefix, OverlayIp, Suffix, TunnelKey, TunnelSecret, UnixTime, hash,
@@ -175,6 +175,9 @@ pub struct Membership {
     pub gateways: BTreeMap<Did, Statement<Gateway>>,
     #[serde(default)]
     pub outbox: VecDeque<Outgoing>,
+    /// Records signed since the start of the daemon.
+    #[serde(skip)]
+    pub signed: Signed,
 }
 
 /// What a membership begins with.
@@ -238,6 +241,7 @@ impl Membership {
             revocations: RevocationLog::default(),
             gateways: BTreeMap::new(),
             outbox: VecDeque::new(),
+            signed: Signed::default(),
         }
     }
 
@@ -308,6 +312,7 @@ impl Membership {
         let member = self.member(unix)?;
         let now = self.clock(unix);
         self.seq = now.as_millis().max(self.seq + 1);
+        self.signed.note(self.seq);
         let claims = Record {
             name: member.name,
             tunnel: self.tunnel.public(),

@@ -22,6 +22,7 @@ pub mod session;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trust;
+pub mod twin;
 pub mod view;
 pub mod window;
 mod withheld;
@@ -200,6 +201,7 @@ impl Engine {
             None => self.handle_direct(from, bytes, time),
         }
         self.hear(time);
+        self.follow_twins(time);
     }
 
     /// Takes a packet of an agent's TUN to an installed peer.
@@ -240,7 +242,14 @@ impl Engine {
         let membership = &mut found.membership;
         let changed = match kind {
             Forwarded::Consent => membership.take_consent(text, time.unix)? != Taken::Known,
-            Forwarded::Record => membership.take_record(text, time.unix)? != Taken::Known,
+            Forwarded::Record => {
+                let taken = membership.take_record(text, time.unix)?;
+                if taken == Taken::Twin {
+                    found.handle_twin(time.now);
+                    self.follow_twins(time);
+                }
+                !matches!(taken, Taken::Known | Taken::Twin)
+            }
             Forwarded::Request => membership.take_request(text, time.unix)? != Taken::Known,
             Forwarded::Revocation => {
                 let changed = membership.take_revocation(text, time.unix)?;
@@ -296,6 +305,7 @@ impl Engine {
             }
         }
         self.report_withheld(time);
+        self.follow_twins(time);
     }
 
     /// Returns how long the trust that stands lasts unchanged.
@@ -334,8 +344,12 @@ impl Engine {
             rng.fill_bytes(&mut seed);
             (unused_index(rng, indices), seed)
         };
+        let was_at_rest = found.was_at_rest;
         if found.install(time, fresh, &mut released, &mut self.out) {
             self.out.event(Event::Tables);
+        }
+        if found.was_at_rest != was_at_rest {
+            self.out.event(Event::Twin { local });
         }
         for index in released {
             self.indices.remove(&index);

@@ -73,6 +73,8 @@ pub enum Taken {
     Kept,
     /// A request that waits for a person.
     Pending,
+    /// A record that our key signed on another host.
+    Twin,
 }
 
 impl Membership {
@@ -230,7 +232,15 @@ impl Membership {
     ) -> Result<Taken, Refused> {
         let from = record.issuer();
         if from == self.identity.did() {
+            if record.network() != Some(self.network) {
+                return Err(Refused::NotForUs);
+            }
             self.seq = self.seq.max(record.seq());
+            if self.signed.lacks(record.seq()) {
+                // Each tells once that the other host is there.
+                self.signed.note(record.seq());
+                return Ok(Taken::Twin);
+            }
             return Ok(Taken::Known);
         }
         let member = self.check_record(&record, unix)?;

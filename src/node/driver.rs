@@ -211,6 +211,8 @@ impl Core {
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Changed => self.save(),
+            // What keeps in touch with the registry looks.
+            Event::Displaced { local } => self.outbox(local).notify_one(),
             Event::Gateway { local } => {
                 // There is room for every agent a node carries.
                 if self.gateways.try_send(local).is_err() {
@@ -229,6 +231,14 @@ impl Core {
                 }
             }
             Event::Tables => self.publish(),
+            Event::Twin { local } => {
+                if self.engine.is_at_rest(local, now()) {
+                    warn!("Another host runs an agent of ours, which is at rest here now");
+                } else {
+                    info!("An agent is ours again: the other host that ran it is gone");
+                }
+                debug!(%local, "Twin");
+            }
             Event::Withheld { local, from } => {
                 warn!("A peer knew of a revocation that the registry did not tell");
                 debug!(%local, ?from, "Revocation withheld");

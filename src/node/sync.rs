@@ -13,7 +13,11 @@ use crate::id::{OverlayIp, UnixTime};
 use crate::node::driver::{Core, Handle, Stopped, now};
 use crate::os::{clock, random, tls::Pin};
 use crate::registry::client::{Caller, ClientError, RegistryClient, WatchEvent};
-use crate::wire::api::{local::LinkState, registry::EventKind};
+use crate::wire::api::{
+    local::LinkState,
+    problem::Code,
+    registry::{EventKind, Resolve},
+};
 
 /// First pause after a failure; doubled up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -24,6 +28,11 @@ const MAX_PAUSE: Duration = Duration::from_secs(4);
 
 /// Longest pause while it answers and refuses: that costs it more, and needs a person.
 const MAX_REFUSED: Duration = Duration::from_secs(15);
+
+/// How often, and how many times at first, the registry is asked for the record of another host: that
+/// one attaches and tells the registry at about the same time.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 5;
 
 /// How the connection to a registry stands.
 #[derive(Clone, Debug)]
@@ -138,7 +147,7 @@ impl Sync {
             self.take(Forwarded::Gateway, gateway.text().to_owned())
                 .await?;
         }
-        self.refresh(&client, &membership).await?;
+        self.keep_up(&client, &membership).await?;
         let caller = caller(&membership);
         let mut events = client.watch(&caller, cursor.as_deref()).await?;
         info!("Registry connected");
@@ -150,12 +159,24 @@ impl Sync {
         self.link.send_replace(connected);
         let mut refresh = tokio::time::interval(REFRESH);
         refresh.reset();
+        let mut looks = 0;
         self.send_outbox(&client, &membership).await?;
         loop {
             tokio::select! {
                 event = events.next() => self.handle(event?, cursor).await?,
-                () = self.outbox.notified() => self.send_outbox(&client, &membership).await?,
-                _ = refresh.tick() => self.refresh(&client, &membership).await?,
+                () = self.outbox.notified() => {
+                    self.send_outbox(&client, &membership).await?;
+                    if self.is_displaced().await? {
+                        refresh.reset_immediately();
+                    }
+                }
+                _ = refresh.tick() => {
+                    let has_looked = self.keep_up(&client, &membership).await?;
+                    looks = if has_looked { looks + 1 } else { 0 };
+                    if (1..=LOOKS).contains(&looks) {
+                        refresh.reset_after(LOOK);
+                    }
+                }
             }
         }
     }
@@ -231,6 +252,40 @@ impl Sync {
             }
         }
         Ok(())
+    }
+
+    /// Refreshes our record; if another host has the agent, looks at its record instead, which tells
+    /// whether that host still is there. Returns whether it did the latter.
+    async fn keep_up(&self, client: &RegistryClient, of: &Membership) -> Result<bool, Ended> {
+        let is_displaced = self.is_displaced().await?;
+        if is_displaced {
+            self.look(client, of).await?;
+        } else {
+            self.refresh(client, of).await?;
+        }
+        Ok(is_displaced)
+    }
+
+    async fn is_displaced(&self) -> Result<bool, Stopped> {
+        let local = self.local;
+        let is = move |core: &mut Core| core.engine.is_displaced(local);
+        self.handle.call(is).await
+    }
+
+    /// Asks for our own record, which another host that runs this agent may have put.
+    async fn look(&self, client: &RegistryClient, of: &Membership) -> Result<(), Ended> {
+        let own = Resolve {
+            name: None,
+            address: Some(self.local),
+        };
+        match client.resolve(&caller(of), &own).await {
+            Ok(record) => {
+                let text = record.text().to_owned();
+                self.take(Forwarded::Record, text).await
+            }
+            Err(error) if error.problem().is_some_and(|p| p.code == Code::NotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn send_outbox(&self, client: &RegistryClient, of: &Membership) -> Result<(), Ended> {

@@ -2,6 +2,7 @@
 //! where user namespaces are allowed). Tests of what the kernel does; logic has its own tests.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod blocked;
 mod capture;
 mod consent;
 mod dataplane;
@@ -10,6 +11,7 @@ mod garbage;
 mod joining;
 mod lab;
 mod motion;
+mod moved;
 mod path_command;
 mod paths;
 mod process;

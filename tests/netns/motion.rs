@@ -26,7 +26,7 @@ fn streaming(lab: &Lab) -> (Proc, Stream) {
 }
 
 /// The same, once data goes directly.
-fn streaming_directly(lab: &Lab) -> (Proc, Stream) {
+pub(crate) fn streaming_directly(lab: &Lab) -> (Proc, Stream) {
     let both = streaming(lab);
     wait_for_path(lab, "direct");
     both

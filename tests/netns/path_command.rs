@@ -13,6 +13,19 @@ pub(crate) fn report(host: &Host, name: &str) -> Value {
     serde_json::from_str(&host.ok(&format!("agentnet path {name} --json"))).unwrap()
 }
 
+/// Returns one end ("local" or "remote") of the direct path from `host` to b in use; empty while
+/// there is none.
+pub(crate) fn seen_at(host: &Host, end: &str) -> String {
+    let report = report(host, "b");
+    let pairs = report["pairs"].as_array().unwrap();
+    let used = pairs
+        .iter()
+        .find(|pair| pair["in_use"] == true && pair["path"] == "direct");
+    used.and_then(|pair| pair[end]["at"].as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
+
 /// Returns the pair whose remote end is at `at`.
 fn pair<'a>(report: &'a Value, at: &str) -> &'a Value {
     let pairs = report["pairs"].as_array().unwrap();

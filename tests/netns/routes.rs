@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     lab::{Lab, address},
-    path_command::report,
+    path_command::seen_at,
     site::{RA, uplink},
     stream::{ALLOW, Download, Stream},
     world::{World, in_world, now, recovered, wait_for},
@@ -27,14 +27,14 @@ fn goes_on_by_the_other_uplink(world: &World, what: &str, prepare: &str, switch:
     let _server = lab.serve_page();
     let stream = Stream::start(a, b, &address(b));
     a.ok("agentnet ping b --until-direct");
-    assert_eq!(seen_at(&lab), format!("{RA}:16200"));
+    assert_eq!(local_end(&lab), format!("{RA}:16200"));
     let download = Download::start(a, b, 6_000_000);
     stream.flows();
 
     let since = now();
     a.ok(switch);
     wait_for("the path is direct from the other uplink", || {
-        seen_at(&lab) == format!("{RC}:16200")
+        local_end(&lab) == format!("{RC}:16200")
     });
 
     let outage = stream.outage_since(since);
@@ -46,15 +46,8 @@ fn goes_on_by_the_other_uplink(world: &World, what: &str, prepare: &str, switch:
 }
 
 /// Returns where b sees a on the direct path in use; empty while there is none.
-fn seen_at(lab: &Lab) -> String {
-    let report = report(&lab.site.a, "b");
-    let pairs = report["pairs"].as_array().unwrap();
-    let used = pairs
-        .iter()
-        .find(|pair| pair["in_use"] == true && pair["path"] == "direct");
-    used.and_then(|pair| pair["local"]["at"].as_str())
-        .unwrap_or_default()
-        .to_owned()
+fn local_end(lab: &Lab) -> String {
+    seen_at(&lab.site.a, "local")
 }
 
 /// Issue 3: a change of the default route alone is noticed, and a transfer survives it.

@@ -64,12 +64,27 @@ impl Site {
 
     /// Lets no UDP pass from router to router, so that only the relay is left.
     pub(crate) fn block_direct_udp(&self) {
-        for (router, other) in [(&self.ra, RB), (&self.rb, RA)] {
-            router.ok(&format!(
-                "nft add chain ip router cut '{{ type filter hook forward priority -1; }}' && \
-                 nft add rule ip router cut ip daddr {other} meta l4proto udp drop"
-            ));
+        Self::cut(&self.ra, RB);
+        Self::cut(&self.rb, RA);
+    }
+
+    /// Lets no UDP pass from host b's router to host a's.
+    pub(crate) fn block_direct_udp_of_b(&self) {
+        Self::cut(&self.rb, RA);
+    }
+
+    /// Lets UDP pass again.
+    pub(crate) fn open_direct_udp(&self) {
+        for router in [&self.ra, &self.rb] {
+            router.ok("nft 'add chain ip router cut; delete chain ip router cut'");
         }
+    }
+
+    fn cut(router: &Host, other: &str) {
+        router.ok(&format!(
+            "nft add chain ip router cut '{{ type filter hook forward priority -1; }}' && \
+             nft add rule ip router cut ip daddr {other} meta l4proto udp drop"
+        ));
     }
 
     /// Has a router forget all its mappings, as a reboot does, and take other ports for new ones.

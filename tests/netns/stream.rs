@@ -3,10 +3,11 @@
 
 use std::{
     fs,
-    net::UdpSocket,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -22,7 +23,20 @@ use crate::{
 pub(crate) const ECHO_PORT: u16 = 5000;
 
 /// What B must allow A for stream and download.
-pub(crate) const ALLOW: &str = "tcp/8000,udp/5000";
+pub(crate) const ALLOW: &str = "tcp/8000-8001,udp/5000";
+
+/// Where a transfer comes from.
+const TRANSFER_PORT: u16 = 8001;
+
+/// What a transfer sends at once.
+const CHUNK: u64 = 4096; // bytes
+
+/// Pauses between chunks that make 1 MB/s and 50 kB/s.
+pub(crate) const QUICK: Duration = Duration::from_millis(4);
+pub(crate) const SLOW: Duration = Duration::from_millis(80);
+
+/// Silence that ends a transfer.
+const STALLED: Duration = Duration::from_secs(30);
 
 /// Time between two datagrams of the stream.
 const PACE: Duration = Duration::from_millis(10);
@@ -180,5 +194,82 @@ impl Download {
 
     fn so_far() -> u64 {
         fs::metadata(World::path("got")).map_or(0, |file| file.len())
+    }
+}
+
+/// One TCP connection from A over which B sends until told to end.
+pub(crate) struct Transfer {
+    received: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    receiver: JoinHandle<u64>,
+}
+
+impl Transfer {
+    /// Starts one from the agent at `address`, whose host is `b`; returns once it runs.
+    pub(crate) fn start(a: &Host, b: &Host, address: &str, pace: Duration) -> Self {
+        let (received, ended) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let listener = b.enter(|| TcpListener::bind(("::", TRANSFER_PORT)).unwrap());
+        let socket = a.enter(|| TcpStream::connect((address, TRANSFER_PORT)).unwrap());
+        let (end, count) = (Arc::clone(&ended), Arc::clone(&received));
+        let this = Self {
+            received,
+            ended,
+            sender: thread::spawn(move || send(&listener, pace, &end)),
+            receiver: thread::spawn(move || receive(socket, &count)),
+        };
+        this.goes_on(100_000);
+        this
+    }
+
+    /// Waits until it has gone on by `bytes`.
+    #[track_caller]
+    pub(crate) fn goes_on(&self, bytes: u64) {
+        let before = self.received.load(Ordering::Relaxed);
+        wait_within(Duration::from_secs(30), "the transfer goes on", || {
+            (self.received.load(Ordering::Relaxed) >= before + bytes).then_some(())
+        });
+    }
+
+    /// Ends it; every byte that was sent must have arrived, and be the one that was sent.
+    #[track_caller]
+    pub(crate) fn arrives_whole(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let (sent, got) = (self.sender.join().unwrap(), self.receiver.join().unwrap());
+        assert!(sent == got && got > 0, "{sent} bytes sent, {got} arrived");
+    }
+}
+
+/// Returns the byte at a place of the transfer; none like its neighbours 4096 bytes away.
+fn byte_at(place: u64) -> u8 {
+    (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+fn send(listener: &TcpListener, pace: Duration, ended: &AtomicBool) -> u64 {
+    let (mut socket, _) = listener.accept().unwrap();
+    socket.set_write_timeout(Some(STALLED)).unwrap();
+    let mut sent = 0;
+    while !ended.load(Ordering::Relaxed) {
+        let chunk = (sent..sent + CHUNK).map(byte_at).collect::<Vec<_>>();
+        socket.write_all(&chunk).unwrap();
+        sent += CHUNK;
+        thread::sleep(pace);
+    }
+    sent
+}
+
+fn receive(mut socket: TcpStream, received: &AtomicU64) -> u64 {
+    socket.set_read_timeout(Some(STALLED)).unwrap();
+    let (mut buffer, mut got) = (vec![0; 65_536], 0);
+    loop {
+        let length = socket.read(&mut buffer).unwrap();
+        if length == 0 {
+            return got;
+        }
+        for byte in &buffer[..length] {
+            assert_eq!(*byte, byte_at(got), "the byte at {got}");
+            got += 1;
+        }
+        received.store(got, Ordering::Relaxed);
     }
 }

@@ -13,3 +13,4 @@ mod network;
 mod pair;
 mod paths;
 mod session;
+mod twin;

@@ -214,6 +214,26 @@ impl World {
         self.run();
     }
 
+    /// Starts a node on host `to`, elsewhere, from a copy of what `from` keeps.
+    pub(crate) fn copy(&mut self, from: &str, to: &'static str) {
+        let seed = self.next_seed();
+        let host = &self.hosts[from];
+        let (local, kept) = (host.local, host.kept.clone());
+        let engine = Engine::new(serde_json::from_str(&kept).unwrap(), seed, now());
+        let host = Host {
+            engine,
+            local,
+            at: SocketAddr::new([198, 51, 100, 200].into(), 16200),
+            received: vec![],
+            pongs: 0,
+            withheld: 0,
+            is_online: true,
+            kept,
+        };
+        self.hosts.insert(to, host);
+        self.run();
+    }
+
     pub(crate) fn host(&mut self, name: &str) -> &mut Host {
         self.hosts.get_mut(name).unwrap()
     }
@@ -332,7 +352,10 @@ impl World {
                 Event::Pong { .. } => host.pongs += 1,
                 Event::Withheld { .. } => host.withheld += 1,
                 Event::Changed => host.kept = host.state(),
-                Event::Pending { .. } | Event::Tables => {}
+                Event::Displaced { .. }
+                | Event::Pending { .. }
+                | Event::Tables
+                | Event::Twin { .. } => {}
             }
             let waiting = host.engine.outbox(host.local);
             if self.checks_disks && outbox {

@@ -103,13 +103,27 @@ fn direct_paths_outlive_the_gateway_for_ten_minutes_of_rekeys() {
     world.arrived("b");
 
     world.gateway = None;
-    let mut lost = 0;
+    let (mut lost, mut rekeys) = (0, 0);
     for _ in 0..10 {
+        world.wire.clear();
         lost += talk(&mut world, 60);
+        rekeys += responses(&world);
     }
 
     assert_eq!(lost, 0);
     assert!(is_direct(&world));
+    // WireGuard makes new keys every 120 s.
+    assert!(rekeys >= 4, "{rekeys}");
+}
+
+/// Returns how many answers to handshakes went between the hosts.
+fn responses(world: &World) -> usize {
+    let ends = [at(world, "a"), at(world, "b")];
+    let between = world
+        .wire
+        .iter()
+        .filter(|(from, to, _)| ends.contains(from) && ends.contains(to));
+    between.filter(|(_, _, bytes)| bytes[0] == 2).count()
 }
 
 /// The same when little is said: a session that ended is made again without the gateway.

@@ -62,8 +62,11 @@ impl Peer {
             self.send_control(&Control::Probe { id, path }, way, now, out);
         }
         if let Some(candidates) = self.path.poll_candidates() {
-            let way = self.path.current().unwrap_or(Path::Relay);
-            self.send_control(&Control::Candidates(candidates), way, now, out);
+            // They matter most when the path in use may lead to where the peer was.
+            let way = self.path.current().filter(|way| *way != Path::Relay);
+            for way in way.into_iter().chain([Path::Relay]) {
+                self.send_control(&Control::Candidates(candidates.clone()), way, now, out);
+            }
         }
     }
 

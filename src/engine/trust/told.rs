@@ -49,7 +49,7 @@ impl Membership {
             Taken::Known
         };
         Ok(match taken {
-            Taken::Known => Told::Known,
+            Taken::Known | Taken::Twin => Told::Known,
             Taken::Kept | Taken::Pending => Told::Kept,
         })
     }

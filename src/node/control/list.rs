@@ -132,7 +132,7 @@ fn gateway(core: &Core, local: OverlayIp) -> Option<GatewayStatus> {
         State::Attaching | State::Handshaking | State::Waiting | State::Detached => {
             LinkState::Connecting
         }
-        State::Displaced => LinkState::Refused,
+        State::Displaced => LinkState::Displaced,
     };
     Some(GatewayStatus {
         id: view.id,
@@ -243,6 +243,12 @@ fn gateway_warning(agent: &AgentStatus) -> Option<Warning> {
     };
     if matches!(gateway.state, LinkState::Connected) {
         return None;
+    }
+    if matches!(gateway.state, LinkState::Displaced) {
+        let text = format!("{name} runs on another host, which attached later; it is at rest here");
+        let cure = "if it moved, stop agentnet here; to have it back, restart agentnet here; if you \
+                    know of no other host, its keys were stolen: have it revoked";
+        return Some(warning("displaced", text, cure));
     }
     let at = &gateway.endpoint;
     let text = format!("{name} is not attached to the gateway at {at}");

@@ -122,6 +122,8 @@ impl MembershipStatus {
 pub enum LinkState {
     Connected,
     Connecting,
+    /// Another host has it: the same agent attached from there later.
+    Displaced,
     /// The other end answers and does not accept us.
     Refused,
     Unreachable,
@@ -132,6 +134,7 @@ impl fmt::Display for LinkState {
         f.write_str(match self {
             Self::Connected => "connected",
             Self::Connecting => "connecting",
+            Self::Displaced => "displaced",
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
         })
