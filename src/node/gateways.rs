@@ -13,8 +13,10 @@ use crate::os::clock;
 /// Longest look-up of one host name.
 const LOOK_UP: Duration = Duration::from_secs(5);
 
-/// Pause before a look-up that found nothing is tried again.
-const PAUSE: Duration = Duration::from_secs(5);
+/// First pause before a look-up that found nothing is tried again: the host's nameserver may be our
+/// own resolver, which is about to start. Doubled up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Addresses taken from one host name.
 const MAX_ADDRESSES: usize = 8;
@@ -49,11 +51,13 @@ pub(super) async fn run(handle: Handle, mut wanted: mpsc::Receiver<OverlayIp>) {
 }
 
 async fn attach(handle: Handle, local: OverlayIp) -> OverlayIp {
+    let mut pause = FIRST_PAUSE;
     loop {
         match attach_once(&handle, local).await {
             Ok(true) | Err(Stopped) => return local,
-            Ok(false) => tokio::time::sleep(PAUSE).await,
+            Ok(false) => tokio::time::sleep(pause).await,
         }
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

@@ -10,6 +10,7 @@ mod endure;
 mod garbage;
 mod joining;
 mod lab;
+mod lessons;
 mod motion;
 mod moved;
 mod path_command;
