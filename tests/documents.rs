@@ -1,4 +1,5 @@
-//! Holds `docs/security.md` to its word: each line names a test, and each test named exists.
+//! Holds `docs/security.md` and `docs/field-lessons.md` to their word: each line names a test, and each
+//! test named exists.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -64,16 +65,45 @@ fn has_test(source: &str, test: &str) -> bool {
     })
 }
 
-#[test]
-fn every_test_that_the_security_document_names_exists() {
-    let (tests, _) = named(&read("docs/security.md"));
+/// Asserts that each test that the document names exists, and that it names `least`.
+#[track_caller]
+fn all_exist(document: &str, least: usize) {
+    let (tests, bare) = named(&read(document));
     let missing = tests
         .iter()
         .filter(|named| !has_test(&read(&named.file), &named.test))
         .collect::<Vec<_>>();
 
     assert!(missing.is_empty(), "{missing:#?}");
-    assert!(tests.len() > 80, "only {} were found", tests.len());
+    assert!(bare.is_empty(), "files without a test: {bare:?}");
+    assert!(tests.len() >= least, "only {} were found", tests.len());
+}
+
+#[test]
+fn every_test_that_the_security_document_names_exists() {
+    all_exist("docs/security.md", 80);
+}
+
+#[test]
+fn every_test_that_the_field_lessons_name_exists() {
+    all_exist("docs/field-lessons.md", 80);
+}
+
+/// A line without a test says in so many words that what it is about is not built.
+#[test]
+fn every_field_lesson_names_a_test() {
+    let document = read("docs/field-lessons.md");
+    let rows = document.lines().filter(|line| line.starts_with("| "));
+    // Of each table the first is its head.
+    let lessons = rows.filter(|row| !row.contains("| shown by |"));
+    let lessons = lessons.collect::<Vec<_>>();
+    let silent = lessons
+        .iter()
+        .filter(|row| named(row).0.is_empty() && !row.contains("| not built: "))
+        .collect::<Vec<_>>();
+
+    assert!(silent.is_empty(), "{silent:#?}");
+    assert_eq!(lessons.len(), 24 + 12 + 9 + 10);
 }
 
 #[test]
@@ -96,8 +126,6 @@ fn every_claim_of_the_security_document_names_a_test() {
     }
 
     assert!(without.is_empty(), "{without:#?}");
-    let (_, bare) = named(&document);
-    assert!(bare.is_empty(), "files without a test: {bare:?}");
 }
 
 fn is_headline(claim: &str) -> bool {

@@ -190,6 +190,11 @@ impl Peer {
         }
     }
 
+    /// Returns since when a handshake of ours is unanswered; None when none is.
+    pub(crate) fn asked(&self) -> Option<Instant> {
+        self.handshake.map(|handshake| handshake.since)
+    }
+
     /// Returns when user data last went either way; None before any.
     pub(crate) fn last_data(&self) -> Option<Instant> {
         self.session.last_received().max(self.session.last_sent())

@@ -19,6 +19,8 @@ pub struct PeerView {
     /// The way our packets take now; None without a session or a way.
     pub path: Option<Path>,
     pub stats: PeerStats,
+    /// Since when we ask it for a session, or for a sign of life, in vain; None when we do not.
+    pub asked: Option<Instant>,
     /// What the peer may reach here; all must allow.
     pub inbound: Vec<Scope>,
     /// What we may reach there.
@@ -89,6 +91,7 @@ fn view(local: &Local, peer: &Peer, now: Instant) -> PeerView {
         state: peer.state(now),
         path: current(peer, now),
         stats: peer.stats(),
+        asked: peer.asked(),
         inbound: trusted.inbound.clone(),
         outbound: trusted.outbound.clone(),
         until: trusted.until,

@@ -395,6 +395,34 @@ mod tests {
         assert!(matches!(large, Err(StatementError::TooLarge)));
     }
 
+    /// Learnt from nebula's GHSA-69x3-g4r3-p962: no statement has a second text under which it could be
+    /// taken for another (RFC 8032 section 5.1.7 wants S below the group's order).
+    #[test]
+    fn a_signature_has_one_form() {
+        const ORDER: [u8; 16] = [
+            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9,
+            0xde, 0x14,
+        ];
+        let text = consent().text().to_owned();
+        let (signed, signature) = text.rsplit_once('.').unwrap();
+        let mut bytes = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        let order = ORDER.into_iter().chain([0; 15]).chain([0x10]);
+        let mut carry = 0;
+        for (byte, add) in bytes[32..].iter_mut().zip(order) {
+            let sum = u16::from(*byte) + u16::from(add) + carry;
+            (*byte, carry) = (sum.to_le_bytes()[0], sum >> 8);
+        }
+        assert_eq!(carry, 0, "it is another writing of the same number");
+
+        let opened =
+            Statement::<Consent>::open(&format!("{signed}.{}", URL_SAFE_NO_PAD.encode(bytes)));
+
+        assert!(
+            matches!(opened, Err(StatementError::BadSignature)),
+            "{opened:?}"
+        );
+    }
+
     #[test]
     fn a_sequence_number_far_ahead_is_refused() {
         let ahead = Head {

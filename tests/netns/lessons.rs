@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use crate::{
     lab::{B, GATEWAY, Lab, address, in_lab, start_node, start_node_with, status, wait_attached},
     path_command::report,
@@ -359,6 +361,43 @@ fn a_node_is_process_one_without_certificates() {
         let ended = contained.finish(SOON);
         assert_eq!(ended.code, 0, "{ended}");
         assert!(!a.ok("ls /sys/class/net").contains("agn0"));
+    });
+}
+
+/// Pilot Protocol and Agora, whose control plane was well while no data passed for days: what came of a
+/// a peer is told apart from registry and gateway, and that nothing comes is an alarm.
+#[test]
+fn a_dead_data_path_shows_though_control_is_well() {
+    in_lab(|lab| {
+        lab.trust("tcp/8000");
+        let page = lab.serve_page();
+        lab.page_within(SOON, "the page");
+        let a = &lab.site.a;
+        let age = || {
+            let peers = a.ok("agentnet peers --json");
+            let peers = serde_json::from_str::<Value>(&peers).unwrap();
+            let last = peers["peers"][0]["last_inbound"].as_u64();
+            peers["now"].as_u64().unwrap() - last.expect("it was heard")
+        };
+        assert!(age() < 10_000 && !a.ok("agentnet status").contains("nothing comes"));
+
+        lab.node_b.take().unwrap().kill();
+        drop(page);
+
+        // 5 s until the session is doubted, and 5 more.
+        let silence = wait_within(3 * SOON, "that nothing comes is told", || {
+            lab.page_arrives();
+            let warnings = status(a)["warnings"].as_array().unwrap().clone();
+            warnings
+                .into_iter()
+                .find(|told| told["code"] == "peer_silent")
+        });
+        assert!(silence["text"].as_str().unwrap().contains(B), "{silence:#}");
+        assert!(age() >= 10_000);
+        let agent = &status(a)["agents"][0];
+        for service in ["registry", "gateway"] {
+            assert_eq!(agent[service]["state"], "connected", "{agent:#}");
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::engine::{
@@ -26,6 +26,9 @@ use crate::wire::api::{
     },
     problem::{Code, Problem},
 };
+
+/// How long a peer is asked in vain before that is told: a restart of its node is over by then.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Returns the agents meant by `agent`: the one named, or all.
 fn meant(core: &Core, agent: Option<&str>) -> Result<Vec<OverlayIp>, Problem> {
@@ -177,6 +180,7 @@ fn warnings(core: &Core, agents: &[AgentStatus]) -> Vec<Warning> {
         all.extend(registry_warning(agent));
         all.extend(withheld_warning(core, agent));
         all.extend(gateway_warning(agent));
+        all.extend(silence_warning(core, agent));
     }
     all
 }
@@ -232,6 +236,25 @@ fn withheld_warning(core: &Core, agent: &AgentStatus) -> Option<Warning> {
     );
     let cure = "it holds here; ask the registry's operator why it is kept back or was lost";
     Some(warning("revocation_withheld", text, cure))
+}
+
+/// Says that data does not pass, which a registry and a gateway that answer do not show.
+fn silence_warning(core: &Core, agent: &AgentStatus) -> Option<Warning> {
+    let time = now();
+    let is_silent = |peer: &PeerView| peer.asked.is_some_and(|at| time.now >= at + SILENCE);
+    let peers = core.engine.peers(agent.address, time);
+    let mut silent = peers.iter().filter(|peer| is_silent(peer));
+    let first = &silent.next()?.name;
+    let others = match silent.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let text = format!(
+        "{}: nothing comes from {first}{others}, though packets go there",
+        agent.name
+    );
+    let cure = "see whether its node runs; agentnet path NAME shows which ways were tried";
+    Some(warning("peer_silent", text, cure))
 }
 
 fn gateway_warning(agent: &AgentStatus) -> Option<Warning> {

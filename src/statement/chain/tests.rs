@@ -350,6 +350,28 @@ fn a_revoked_agent_is_no_member() {
     assert_eq!(checked, Err(ChainError::Revoked(2)));
 }
 
+/// Learnt from nebula's GHSA-69x3-g4r3-p962: it is the key that is revoked, whatever grant comes with it.
+#[test]
+fn a_revoked_key_is_out_by_every_grant() {
+    let net = net();
+    let mut revoked = Revocations::default();
+    let statement = revocation(1, std::slice::from_ref(&net.root), 3, NOW);
+    assert!(revoked.add(&statement, &network(), NOW).unwrap());
+
+    let name = "db-1".parse().unwrap();
+    let later = NOW + HOUR;
+    let until = net.root.expires();
+    let again = issue::agent_grant(&key(1), &net.root, key(3).did(), &name, later, until).unwrap();
+    let other = issue::agent_grant(&key(1), &net.root, key(6).did(), &name, later, until).unwrap();
+    let verify = |grant: Statement<Grant>| {
+        let chain = Chain::new(vec![net.root.clone(), grant], None);
+        chain.verify(&network(), &revoked, later)
+    };
+
+    assert_eq!(verify(again), Err(ChainError::Revoked(1)));
+    assert!(verify(other).is_ok());
+}
+
 #[test]
 fn a_revoked_token_voids_later_admissions_only() {
     let net = net();
