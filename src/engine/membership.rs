@@ -103,6 +103,14 @@ pub enum Selector {
 }
 
 impl Selector {
+    /// Tells whether a member that says it has `name` may be meant, its chain not looked at.
+    pub(crate) fn may_select(&self, name: &MemberName) -> bool {
+        match self {
+            Self::Name(pattern) => pattern.matches(name),
+            Self::Tag(_) => true,
+        }
+    }
+
     /// Tells whether `member` is meant.
     pub fn selects(&self, member: &Member) -> bool {
         match self {

@@ -10,6 +10,9 @@ const MAX_STATEMENTS: usize = 4096;
 /// Most of them by those who manage nothing, so that no member keeps an owner from revoking.
 const MAX_BY_MEMBERS: usize = MAX_STATEMENTS / 2;
 
+/// Most that those by members take, so that a state file holds all there can be of them.
+const MAX_BYTES_BY_MEMBERS: usize = 4 * 1024 * 1024;
+
 /// Most of one member, who can only revoke itself and those below it; a registry takes as many.
 const MAX_BY_MEMBER: usize = 16;
 
@@ -22,6 +25,8 @@ pub struct RevocationLog {
     held: Revocations,
     summary: Summary,
     by_members: usize,
+    /// How long they are in all.
+    bytes_by_members: usize,
 }
 
 impl RevocationLog {
@@ -69,11 +74,15 @@ impl RevocationLog {
         let is_full = self.statements.len() >= MAX_STATEMENTS
             || (!manages
                 && (self.by_members >= MAX_BY_MEMBERS
+                    || self.bytes_by_members + statement.text().len() > MAX_BYTES_BY_MEMBERS
                     || self.statements.iter().filter(of_author).count() >= MAX_BY_MEMBER));
         if is_full || !self.held.insert(&statement, &author)? {
             return Err(ChainError::Length);
         }
-        self.by_members += usize::from(!manages);
+        if !manages {
+            self.by_members += 1;
+            self.bytes_by_members += statement.text().len();
+        }
         self.statements.push(statement);
         Ok(true)
     }

@@ -14,8 +14,9 @@ use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-/// Largest state file; far above what a node's bounded tables need, and small enough to read whole.
-const MAX_STATE: u64 = 16 * 1024 * 1024; // bytes
+/// Largest state file: above what the bounded tables of a node need where every statement is as
+/// large as can be, or evil peers could keep a revocation from being written.
+const MAX_STATE: u64 = 512 * 1024 * 1024; // bytes
 
 /// Largest text given by a person: a token of nested grants, each at most 16 KiB.
 const MAX_TEXT: u64 = 256 * 1024; // bytes

@@ -89,6 +89,8 @@ pub(crate) struct World {
     seed: u8,
     /// Whether it is checked that nothing leaves a host before what it follows from is on disk.
     pub(crate) checks_disks: bool,
+    /// Every statement that the registry was handed and passed on.
+    pub(crate) mail: Vec<(Forwarded, String)>,
     /// What happens to what hosts send; None while all of it arrives once and in order.
     pub(crate) weather: Option<Weather>,
 }
@@ -143,6 +145,7 @@ impl World {
             wire: vec![],
             seed: 0,
             checks_disks: false,
+            mail: vec![],
             weather: None,
         };
         world.start_gateway();
@@ -183,6 +186,15 @@ impl World {
     /// Adds a host whose agent is a member for `life`.
     pub(crate) fn add_for(&mut self, name: &'static str, n: u8, life: Duration) {
         let membership = membership(n, name, life);
+        self.add_membership(name, n, membership);
+    }
+
+    /// Adds a host whose agent has another name than the host.
+    pub(crate) fn add_as(&mut self, host: &'static str, name: &str, n: u8) {
+        self.add_membership(host, n, membership(n, name, issue::ROOT_LIFE));
+    }
+
+    fn add_membership(&mut self, name: &'static str, n: u8, membership: Membership) {
         let local = membership.address().unwrap();
         let state = State {
             identities: BTreeMap::new(),
@@ -424,6 +436,13 @@ impl World {
         let record = host.engine.record(local, time).unwrap();
         for outgoing in host.engine.outbox(local) {
             self.host(name).engine.sent(local, &outgoing);
+            let (kind, text) = match &outgoing {
+                Outgoing::Consent(c) => (Forwarded::Consent, c.text()),
+                Outgoing::Request(r) => (Forwarded::Request, r.text()),
+            };
+            self.mail.push((kind, text.to_owned()));
+            self.mail
+                .push((Forwarded::Record, record.text().to_owned()));
             for (other, host) in &mut self.hosts {
                 if *other == name {
                     continue;

@@ -69,6 +69,11 @@ impl Membership {
             let Some(record) = self.records.get(did).filter(|_| self.has_room_for(did)) else {
                 continue;
             };
+            // Chains are costly to check, and this comes with every statement.
+            let mut rules = self.auto.iter();
+            if !rules.any(|rule| rule.from.may_select(&record.claims().name)) {
+                continue;
+            }
             let Ok(member) = self.check_record(record, unix) else {
                 continue;
             };
@@ -93,12 +98,12 @@ impl Membership {
             let Some(record) = self.records.get(did).filter(|_| self.has_room_for(did)) else {
                 continue;
             };
-            let Ok(member) = self.check_record(record, unix) else {
+            let Some(ours) = self.outgoing.get(&record.claims().name.to_string()) else {
                 continue;
             };
-            let Some(ours) = self.outgoing.get(&member.name.to_string()) else {
+            if self.check_record(record, unix).is_err() {
                 continue;
-            };
+            }
             let offers = [&ours.claims().inbound, &theirs.claims().inbound];
             if offers.iter().any(|offer| !offer.is_replies_only()) {
                 answers.push((*did, ours.claims().inbound.clone(), theirs.hash()));

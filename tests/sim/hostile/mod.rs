@@ -6,6 +6,7 @@ pub(crate) mod evil;
 mod gateway;
 mod peer;
 mod reflect;
+mod registry;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -416,3 +416,37 @@ fn a_request_held_back_brings_no_older_record() {
     assert!(b.take_request(held.text(), NOW + SECOND).is_err());
     assert!(b.records.is_empty() && b.incoming.is_empty());
 }
+
+/// Members who revoke as much as they can leave room for the owner, in memory and on disk.
+#[test]
+fn revocations_by_members_are_bounded_in_bytes_too() {
+    let mut a = membership(10, "a");
+    let owners = revocation_of(200);
+    let mut kept = 0;
+    let keys = (100..190).map(|k| RevokedKey {
+        key: key(k).did(),
+        at: NOW,
+    });
+    let keys = keys.collect::<Vec<_>>();
+    for n in 20..40 {
+        let mut member = membership(n, &format!("x{n}"));
+        for turn in 0..16 {
+            let claims = Revocation {
+                keys: keys[turn..].to_vec(),
+                grants: vec![],
+                chain: member.chain.clone(),
+            };
+            let expires = NOW + 3600 * SECOND;
+            let revocation = member.sign(network().did(), NOW, expires, claims).unwrap();
+            if a.take_revocation(revocation.text(), NOW).is_ok() {
+                kept += revocation.text().len();
+            }
+        }
+    }
+
+    assert!((3 << 20..=4 << 20).contains(&kept), "{kept} bytes");
+    assert_eq!(a.take_revocation(owners.text(), NOW), Ok(true));
+    let written = serde_json::to_string(&a).unwrap();
+    let again = serde_json::from_str::<Membership>(&written).unwrap();
+    assert_eq!(again.revocations.summary(), a.revocations.summary());
+}
