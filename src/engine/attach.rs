@@ -165,6 +165,11 @@ impl Attachment {
         self.config.gateway
     }
 
+    /// Returns the 24 bits that its sessions begin their indices with.
+    pub const fn index(&self) -> u32 {
+        self.config.index & 0x00ff_ffff
+    }
+
     /// Returns the agent's address.
     pub const fn agent(&self) -> OverlayIp {
         self.config.agent

@@ -94,7 +94,6 @@ impl Local {
         &mut self,
         time: Time,
         mut fresh: impl FnMut() -> (u32, [u8; 32]),
-        released: &mut Vec<u32>,
         out: &mut Out,
     ) -> bool {
         self.was_at_rest = self.is_at_rest(time.now);
@@ -114,7 +113,7 @@ impl Local {
         for address in leaving.map(|(at, _)| *at).collect::<Vec<_>>() {
             let made = self.tell_last(address, time.now);
             self.carry(address, made, time, out);
-            released.extend(self.peers.remove(&address).map(|gone| gone.index()));
+            self.peers.remove(&address);
             changed = true;
         }
         for trusted in trusted {
@@ -163,6 +162,12 @@ impl Local {
         });
         self.peers.insert(address, peer);
         true
+    }
+
+    /// Returns the indices of its sessions, with peers and with the gateway.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        let gateway = self.attachment.as_ref().map(Attachment::index);
+        self.peers.values().map(Peer::index).chain(gateway)
     }
 
     /// Takes a packet of the TUN for an installed peer.

@@ -80,7 +80,6 @@ pub struct Engine {
     left: Vec<Left>,
     locals: BTreeMap<OverlayIp, Local>,
     rng: ChaCha20Rng,
-    indices: BTreeSet<u32>,
     out: Out,
     settle_at: Instant,
     errors: (Instant, u32),
@@ -98,7 +97,6 @@ impl Engine {
             left: state.left,
             locals: BTreeMap::new(),
             rng: ChaCha20Rng::from_seed(seed),
-            indices: BTreeSet::new(),
             out: Out::default(),
             settle_at: time.now,
             errors: (time.now, 0),
@@ -136,8 +134,6 @@ impl Engine {
             attachment.detach(time.now);
         }
         gone.drain_attachment(&mut self.out);
-        self.indices
-            .retain(|index| !gone.peers.values().any(|p| p.index() == *index));
         remember(&mut self.left, &gone.membership);
         self.out.event(Event::Tables);
         self.out.event(Event::Changed);
@@ -334,28 +330,30 @@ impl Engine {
     }
 
     fn install(&mut self, local: OverlayIp, time: Time) {
+        let mut used = self.used_indices();
         let Some(found) = self.locals.get_mut(&local) else {
             return;
         };
-        let (rng, indices) = (&mut self.rng, &mut self.indices);
-        let mut released = Vec::new();
+        let rng = &mut self.rng;
         let fresh = || {
             let mut seed = [0; 32];
             rng.fill_bytes(&mut seed);
-            (unused_index(rng, indices), seed)
+            (unused_index(rng, &mut used), seed)
         };
         let was_at_rest = found.was_at_rest;
-        if found.install(time, fresh, &mut released, &mut self.out) {
+        if found.install(time, fresh, &mut self.out) {
             self.out.event(Event::Tables);
         }
         if found.was_at_rest != was_at_rest {
             self.out.event(Event::Twin { local });
         }
-        for index in released {
-            self.indices.remove(&index);
-        }
         let next = time.now + self.until_next_end(time);
         self.settle_at = self.settle_at.min(next);
+    }
+
+    /// Returns the indices of all sessions of this node.
+    fn used_indices(&self) -> BTreeSet<u32> {
+        self.locals.values().flat_map(Local::indices).collect()
     }
 
     // ---- commands
@@ -428,6 +426,7 @@ impl Engine {
         endpoints: Vec<SocketAddr>,
         time: Time,
     ) -> Result<(), Refused> {
+        let mut used = self.used_indices();
         let Some(found) = self.locals.get_mut(&local) else {
             return Ok(());
         };
@@ -444,7 +443,7 @@ impl Engine {
         }
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        let index = unused_index(&mut self.rng, &mut self.indices);
+        let index = unused_index(&mut self.rng, &mut used);
         let secret = found.membership.tunnel.clone();
         let config = AttachConfig {
             agent: local,
