@@ -4,6 +4,9 @@ use thiserror::Error;
 
 use crate::wire::api::registry::MAX_EVENT;
 
+/// Longest id that is kept; a registry's are an epoch and two numbers.
+const MAX_ID: usize = 128; // bytes
+
 /// One message of the stream.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Message {
@@ -60,7 +63,7 @@ impl Reader {
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "id" if !value.contains('\0') => self.message.id = Some(value.to_owned()),
+            "id" if is_id(value) => self.message.id = Some(value.to_owned()),
             "event" => value.clone_into(&mut self.message.event),
             "data" => {
                 if !self.message.data.is_empty() {
@@ -72,6 +75,13 @@ impl Reader {
         }
         Ok(None)
     }
+}
+
+/// Tells whether a header can carry the id back, as a registry's own can.
+///
+/// One that cannot be sent would keep the stream from ever being opened again.
+fn is_id(value: &str) -> bool {
+    value.len() <= MAX_ID && value.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]

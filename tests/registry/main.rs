@@ -2,10 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod authority;
+mod evil;
 mod gateways;
 mod hostile;
 mod joining;
 mod lifecycle;
+mod pinned;
 mod support;
 mod trust;
 mod watching;
