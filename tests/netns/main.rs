@@ -7,6 +7,9 @@ mod capture;
 mod consent;
 mod dataplane;
 mod endure;
+#[path = "../registry/evil.rs"]
+mod evil;
+mod evil_registry;
 mod garbage;
 mod joining;
 mod lab;
