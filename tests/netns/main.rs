@@ -16,6 +16,7 @@ mod lab;
 mod lessons;
 mod motion;
 mod moved;
+mod neighbour;
 mod path_command;
 mod paths;
 mod process;

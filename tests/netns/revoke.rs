@@ -168,3 +168,38 @@ fn an_agent_that_its_owner_revokes_is_out_everywhere_and_for_good() {
         assert!(lab.site.a.fails(3, back).contains("revoked"));
     });
 }
+
+/// P-015: a node that is killed as soon as another sees what it did, or as it says so itself, knows
+/// of it when it comes back, without the registry.
+#[test]
+fn what_was_seen_of_a_node_that_is_killed_it_remembers() {
+    in_lab(|lab| {
+        let _server = lab.serve_page();
+        for round in 0..2 {
+            lab.trust("tcp/8000");
+            drop((lab.node_b.take(), lab.registry.take()));
+            lab.node_b = Some(start_node(&lab.site.b));
+            // a's own consent may have been on its way, what b gave was seen.
+            let given = lab.site.b.ok("agentnet trust list");
+            assert!(given.contains("tcp/8000"), "round {round}: {given}");
+            lab.start_registry();
+            lab.page_within(Duration::from_secs(20), "the page");
+            drop(lab.registry.take());
+
+            lab.site.b.ok(&format!("agentnet trust revoke {A}"));
+            drop(lab.node_b.take());
+            lab.node_b = Some(start_node(&lab.site.b));
+            wait_attached(&lab.site.b);
+            assert!(
+                !lab.page_arrives(),
+                "round {round}: it forgot that it revoked"
+            );
+            assert!(!lab.site.b.ok("agentnet trust list").contains("tcp/8000"));
+
+            lab.start_registry();
+            wait_for("a hears of it", || {
+                lab.site.a.run(&format!("getent ahosts {B}")).code == 2
+            });
+        }
+    });
+}

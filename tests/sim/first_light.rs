@@ -226,6 +226,49 @@ fn a_look_up_wakes_the_peer_and_shows_only_trusted_names() {
     assert_eq!(world.host("a").engine.by_address(asker, b), Some(full));
 }
 
+/// P-021, P-059: an agent that asked, one that was revoked and one that never was are looked up
+/// alike: nothing is found, sent, kept or woken, and a packet there gets the same answer.
+#[test]
+fn a_look_up_of_a_hidden_agent_does_what_one_of_an_absent_does() {
+    let mut world = world();
+    world.add("c", 12);
+    world.trust("a", "b", "");
+    world.change("c", |m, unix| m.request(name("a"), Scope::Any, None, unix));
+    world.change("a", |m, unix| m.revoke(&name("b"), unix).map(drop));
+    world.pass(SECOND);
+    let asker = world.local("a");
+    let absent = agentnet::os::random::seed();
+    let absent = world.hosts["a"]
+        .engine
+        .membership(asker)
+        .unwrap()
+        .prefix
+        .address(u64::from_be_bytes(absent[..8].try_into().unwrap()));
+    let addresses = [world.local("b"), world.local("c"), absent];
+    let kept = world.hosts["a"].state();
+    world.wire.clear();
+    let mut answers = vec![];
+    for (text, address) in ["b", "c", "zz"].into_iter().zip(addresses) {
+        let full = format!("{text}.acme.agent");
+        let full = agentnet::id::FullName::parse(&full, &Default::default()).unwrap();
+        let engine = &mut world.host("a").engine;
+        let due = engine.poll_timeout();
+        assert_eq!(engine.by_name(asker, &full, now()), None);
+        assert_eq!(engine.by_address(asker, address), None);
+        engine.handle_unknown(asker, &udp(asker, address, b"x"), now());
+        let (_, mut answer) = engine.poll_injection().unwrap();
+        // It comes as from the address asked, which is quoted, and summed up in the checksum.
+        assert_eq!(answer[8..24], address.ip().octets());
+        answer[8..24].fill(0);
+        answers.push((answer.len(), answer[..42].to_vec()));
+        assert_eq!((engine.poll_timeout(), engine.poll_event()), (due, None));
+    }
+    world.run();
+
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
+    assert!(world.wire.is_empty() && world.hosts["a"].state() == kept);
+}
+
 /// Garbage, truncated and replayed datagrams are counted and never answered.
 #[test]
 fn strange_datagrams_are_counted_and_not_answered() {
