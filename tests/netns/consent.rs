@@ -205,3 +205,26 @@ fn with_a_rule_for_it_nobody_needs_to_approve() {
         assert!(!b.ok("agentnet trust auto list").contains("tcp/8000"));
     });
 }
+
+/// P-012: who asks for the other and names what it offers has said yes; when both did, trust stands.
+#[test]
+fn two_who_ask_each_other_need_no_approval() {
+    in_lab(|lab| {
+        let _server = lab.serve_page();
+        let (a, b) = (&lab.site.a, &lab.site.b);
+        b.ok(&format!("agentnet trust request {A} --allow tcp/8000"));
+        wait_for("a is asked", || a.ok("agentnet trust pending").contains(B));
+        assert!(!lab.page_arrives());
+
+        a.ok(&format!("agentnet trust request {B}"));
+
+        lab.page_within(Duration::from_secs(20), "the page");
+        for (host, other) in [(a, B), (b, A)] {
+            wait_for("nothing waits", || {
+                !host.ok("agentnet trust pending").contains(other)
+            });
+        }
+        assert!(b.ok("agentnet trust list").contains("tcp/8000"));
+        assert!(!a.ok("agentnet trust list").contains("any"));
+    });
+}

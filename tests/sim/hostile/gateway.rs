@@ -77,6 +77,54 @@ fn one_that_drops_everything_stops_no_direct_path_and_is_recovered_from() {
     );
 }
 
+/// Whatever it does with what it gets, what goes directly arrives: all of it, through two rekeys.
+#[test]
+fn one_that_misbehaves_in_any_way_touches_nothing_that_goes_directly() {
+    type Act = fn(&Frame) -> crate::hostile::evil::Deeds;
+    let acts: [(&str, Act); 5] = [
+        ("delays", |frame| vec![(20 * SECOND, frame.clone())]),
+        ("replays", |frame| {
+            let again = [0, 1, 30, 200].map(|after| (after * SECOND, frame.clone()));
+            again.to_vec()
+        }),
+        ("changes", |frame| {
+            let mut frame = frame.clone();
+            let last = frame.payload.len() - 1;
+            frame.payload[last] ^= 1;
+            vec![(Duration::ZERO, frame)]
+        }),
+        ("turns", |frame| {
+            let (from, to) = (frame.to, frame.from);
+            let payload = frame.payload.clone();
+            vec![(Duration::ZERO, Frame { from, to, payload })]
+        }),
+        ("forges", |frame| {
+            let payload = vec![4; frame.payload.len()];
+            vec![(
+                Duration::ZERO,
+                Frame {
+                    payload,
+                    ..frame.clone()
+                },
+            )]
+        }),
+    ];
+    for (what, act) in acts {
+        let (mut world, mut ledger) = (world(true), Ledger::default());
+        ledger.talk(&mut world, &[("a", "b")], 5);
+        assert!(matches!(path(&world, "a", "b"), Some(Path::Direct(_))));
+        evil(&mut world).act = Box::new(act);
+
+        let (sent, arrived) = ledger.talk(&mut world, &[("a", "b")], 300);
+
+        assert_eq!(sent, arrived, "{what}");
+        assert!(
+            matches!(path(&world, "a", "b"), Some(Path::Direct(_))),
+            "{what}"
+        );
+    }
+}
+
 /// Each packet arrives once and as it was sent, whatever is lost, late, early and repeated.
 #[test]
 fn one_that_loses_delays_reorders_and_repeats_delivers_at_most_once_unchanged() {
