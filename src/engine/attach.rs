@@ -416,6 +416,7 @@ impl Attachment {
             }
             Control::Attach { .. }
             | Control::Candidates(_)
+            | Control::Channel(_)
             | Control::Have(_)
             | Control::Part(_)
             | Control::Probe { .. }

@@ -4,6 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::engine::channel::ChannelChange;
 use crate::engine::path::Path;
 use crate::id::{FullName, OverlayIp, UnixTime};
 use crate::wire::drop::{Counters, DropReason};
@@ -28,6 +29,14 @@ pub struct Packet {
     pub local: OverlayIp,
     pub peer: OverlayIp,
     pub bytes: Vec<u8>,
+}
+
+/// What whoever seals and opens packets of a peer is told, in order.
+#[derive(Debug)]
+pub struct ChannelEvent {
+    pub local: OverlayIp,
+    pub peer: OverlayIp,
+    pub change: ChannelChange,
 }
 
 /// What the engine tells its driver.
@@ -75,6 +84,7 @@ pub(crate) struct Heard {
 pub(crate) struct Out {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) packets: VecDeque<Packet>,
+    pub(crate) channels: VecDeque<ChannelEvent>,
     pub(crate) injections: VecDeque<(OverlayIp, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) heard: VecDeque<Heard>,

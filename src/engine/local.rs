@@ -1,3 +1,4 @@
+mod channel;
 mod tell;
 mod ways;
 
@@ -14,6 +15,7 @@ use crate::engine::{
 use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime};
 use crate::statement::{Record, Statement};
 use crate::wire::{
+    channel::Suites,
     control::{self, Control},
     drop::DropReason,
 };
@@ -38,6 +40,8 @@ pub(crate) struct Local {
     /// Probes without an answer: to whom, when, and which way.
     probes: BTreeMap<u64, (OverlayIp, Instant, Path)>,
     mode: Mode,
+    /// What packets may be sealed with past the sessions.
+    suites: Suites,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
     /// Where the gateway last saw us; None before the first attachment in this network.
@@ -74,6 +78,7 @@ impl Local {
             peers: BTreeMap::new(),
             probes: BTreeMap::new(),
             mode,
+            suites: Suites::NONE,
             hosts: Vec::new(),
             reflexive: None,
             told_by: None,
@@ -113,6 +118,7 @@ impl Local {
         for address in leaving.map(|(at, _)| *at).collect::<Vec<_>>() {
             let made = self.tell_last(address, time.now);
             self.carry(address, made, time, out);
+            self.close_channel(address, out);
             self.peers.remove(&address);
             changed = true;
         }
@@ -152,6 +158,7 @@ impl Local {
             index,
             seed,
             mode: self.mode,
+            channel: self.channel_config(&trusted, index, seed),
         };
         let mut peer = Peer::new(trusted, config, now);
         let (candidates, is_attached) = (self.candidates(), self.is_attached());
@@ -235,6 +242,7 @@ impl Local {
         if !told.is_empty() {
             self.carry(peer, told, time, out);
         }
+        self.drain_channel(peer, out);
     }
 
     fn carry(&mut self, peer: OverlayIp, made: Vec<PeerOutput>, time: Time, out: &mut Out) {
@@ -293,6 +301,15 @@ impl Local {
             Some(Control::Candidates(candidates)) => self.with_path(peer, time, out, |path| {
                 path.handle_candidates(&candidates, time.now);
             }),
+            Some(Control::Channel(message)) => {
+                let mut taken = Ok(());
+                self.with_peer(peer, time, out, |peer, made| {
+                    taken = peer.receive_channel(&message, time.now, made);
+                });
+                if let Err(reason) = taken {
+                    out.drop(reason);
+                }
+            }
             Some(Control::Have(have)) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
                     peer.with_gossip(|gossip| gossip.handle_have(&have, time.now));

@@ -2,10 +2,11 @@
 //!
 //! [`Engine`] has four kinds of methods: getters (`&self`), `handle_*` for input from outside,
 //! commands, and `poll_*` for output. After each input or command take out everything of
-//! [`Engine::poll_event`], [`Engine::poll_packet`], [`Engine::poll_injection`] and
+//! [`Engine::poll_event`], [`Engine::poll_channel`], [`Engine::poll_packet`], [`Engine::poll_injection`] and
 //! [`Engine::poll_transmit`], then wait no longer than [`Engine::poll_timeout`] says.
 
 pub mod attach;
+pub mod channel;
 mod direct;
 mod event;
 mod gossip;
@@ -15,6 +16,7 @@ pub(crate) mod limits;
 mod local;
 pub mod membership;
 pub mod names;
+mod passed;
 pub mod path;
 mod peer;
 pub mod revoked;
@@ -36,7 +38,7 @@ use std::{
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
-pub use event::{Event, Packet, Time, Transmit};
+pub use event::{ChannelEvent, Event, Packet, Time, Transmit};
 pub use peer::{PeerState, PeerStats};
 
 use crate::engine::{
@@ -51,6 +53,7 @@ use crate::engine::{
 use crate::id::{Did, FullName, IdentityKey, OverlayIp, UnixTime};
 use crate::statement::{ChainError, Record, Scope, Statement};
 use crate::wire::{
+    channel::Suites,
     drop::{Counters, DropReason},
     icmp6::{Unreachable, unreachable},
 };
@@ -84,6 +87,7 @@ pub struct Engine {
     settle_at: Instant,
     errors: (Instant, u32),
     mode: Mode,
+    suites: Suites,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
     handshakes: Limits,
@@ -101,6 +105,7 @@ impl Engine {
             settle_at: time.now,
             errors: (time.now, 0),
             mode: Mode::default(),
+            suites: Suites::NONE,
             hosts: Vec::new(),
             handshakes: direct::limits(),
         };
@@ -119,6 +124,7 @@ impl Engine {
             .retain(|left| !left.is_of(&membership.agent, &membership.network));
         let mut local = Local::new(membership, address, name, self.mode);
         local.set_hosts(&self.hosts, time, &mut self.out);
+        local.set_suites(self.suites, &mut self.out);
         self.locals.insert(address, local);
         self.install(address, time);
         self.out.event(Event::Gateway { local: address });
@@ -513,6 +519,11 @@ impl Engine {
     /// Returns the next packet of our own making (an ICMPv6 error) for a TUN.
     pub fn poll_injection(&mut self) -> Option<(OverlayIp, Vec<u8>)> {
         self.out.injections.pop_front()
+    }
+
+    /// Returns the next change of data channels; none come unless [`Engine::set_suites`] allows any.
+    pub fn poll_channel(&mut self) -> Option<ChannelEvent> {
+        self.out.channels.pop_front()
     }
 
     /// Returns the next thing the driver has to do.

@@ -1,3 +1,4 @@
+mod channel;
 mod tell;
 mod ways;
 
@@ -7,6 +8,7 @@ use std::{
 };
 
 use crate::engine::{
+    channel::{ChannelAgent, ChannelConfig, Route},
     gossip::Gossip,
     limits::Bucket,
     membership::Trusted,
@@ -71,6 +73,7 @@ pub(crate) struct PeerConfig {
     /// 32 random bytes.
     pub(crate) seed: [u8; 32],
     pub(crate) mode: Mode,
+    pub(crate) channel: ChannelConfig,
 }
 
 /// Whether packets flow to a peer now.
@@ -124,6 +127,11 @@ pub(crate) struct Peer {
     /// Answers to its probes that may go.
     answers: Bucket,
     stats: PeerStats,
+    channel: ChannelAgent,
+    /// The way that was last told for sealed packets; None while there is no channel.
+    routed: Option<Route>,
+    /// When the peer is told that its data arrives; None while ours tells it.
+    keepalive: Option<Instant>,
     gossip: Gossip,
     /// Whether what is to be told waits until user data flows again.
     gossip_waits: bool,
@@ -155,6 +163,9 @@ impl Peer {
             counted: 0,
             answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_BURST, now),
             stats: PeerStats::default(),
+            channel: ChannelAgent::new(config.channel, now),
+            routed: None,
+            keepalive: None,
             gossip: Gossip::default(),
             gossip_waits: false,
             parts: Reassembler::default(),
@@ -355,6 +366,7 @@ impl Peer {
         self.handshake = None;
         self.elsewhere = None;
         self.path.handle_session(now);
+        self.channel.handle_session(now);
         self.gossip.handle_session(now);
         for packet in std::mem::take(&mut self.queue) {
             self.send_now(&packet, now, out);
@@ -379,7 +391,8 @@ impl Peer {
         let elsewhere = self.elsewhere.map(|at| (at, "rekey by the gateways"));
         let (session, path) = (self.session.poll_timeout(), self.path.poll_timeout());
         let gossip = self.gossip_timeout().map(|at| (at, "gossip"));
-        [retry, silence, elsewhere, session, path, gossip]
+        let channel = self.channel_timeout();
+        [retry, silence, elsewhere, session, path, gossip, channel]
             .into_iter()
             .flatten()
             .min()
@@ -396,6 +409,7 @@ impl Peer {
             self.send_everywhere(initiation, out);
         }
         self.path.handle_timeout(now);
+        self.handle_channel_timeout(now, out);
         self.drain(now, out);
         if let Some(handshake) = self.handshake.filter(|h| now >= h.retry_at) {
             self.retry(handshake, now, out);

@@ -173,6 +173,16 @@ impl Session {
         self.last_sent
     }
 
+    /// Takes that user data of the peer came past the session, sealed by a channel made in it.
+    pub fn note_received(&mut self, now: Instant) {
+        self.last_received = self.last_received.max(Some(now));
+    }
+
+    /// Takes that user data went past the session.
+    pub fn note_sent(&mut self, now: Instant) {
+        self.last_sent = self.last_sent.max(Some(now));
+    }
+
     /// Begins a new handshake, whatever is under way; the message is to be sent.
     pub fn initiate(&mut self, now: Instant) -> Option<Vec<u8>> {
         self.tick(now);

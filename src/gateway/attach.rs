@@ -228,6 +228,7 @@ impl Guests {
                 | Control::AttachRefused { .. }
                 | Control::Candidates(_)
                 | Control::Goodbye { .. }
+                | Control::Channel(_)
                 | Control::Have(_)
                 | Control::Part(_)
                 | Control::ProbeReply(_)

@@ -5,7 +5,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Multicodec ed25519-pub (0xed) as an unsigned varint, the prefix of a did:key payload.
 const ED25519_PUB: [u8; 2] = [0xed, 0x01];
@@ -267,6 +267,15 @@ impl TunnelSecret {
     pub fn x25519(&self) -> StaticSecret {
         StaticSecret::from(self.0)
     }
+
+    /// Returns what only the holders of this key and of `other`'s secret can know (RFC 7748 section
+    /// 6.1); None when `other` is of small order, so that everybody knew it.
+    pub fn agree(&self, other: &TunnelKey) -> Option<Zeroizing<[u8; 32]>> {
+        let shared = self.x25519().diffie_hellman(&other.x25519());
+        shared
+            .was_contributory()
+            .then(|| Zeroizing::new(shared.to_bytes()))
+    }
 }
 
 impl fmt::Debug for TunnelSecret {
@@ -339,6 +348,25 @@ mod tests {
             assert_eq!(text.parse::<Did>(), Err(KeyError::NotDidKey), "{text}");
         }
         assert_eq!(Did::from_bytes([0; 32]), Err(KeyError::NotAPoint));
+    }
+
+    /// Vector: RFC 7748 section 6.1.
+    #[test]
+    fn two_keys_agree_unless_one_is_of_small_order() {
+        let hex = |text: &str| -> [u8; 32] {
+            let digits = (0..64).step_by(2).map(|i| &text[i..i + 2]);
+            let bytes = digits.map(|two| u8::from_str_radix(two, 16).unwrap());
+            bytes.collect::<Vec<_>>().try_into().unwrap()
+        };
+        let bob = "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";
+        let alice = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
+        let both = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742";
+        let bob = TunnelSecret::from_seed(hex(bob));
+
+        let shared = bob.agree(&TunnelKey::from_bytes(hex(alice))).unwrap();
+
+        assert_eq!(*shared, hex(both));
+        assert!(bob.agree(&TunnelKey::from_bytes([0; 32])).is_none());
     }
 
     #[test]

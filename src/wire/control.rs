@@ -15,6 +15,7 @@
 //! | 8 | Candidates | seq u64, n u8 (at most 16), n times: kind u8, address 16, port u16, priority u32 |
 //! | 9 | Have | revocations u32, their hash 32, seq u64 of the receiver's record and u64 of its consent |
 //! | 10 | Statement | JWT text, by Part when long |
+//! | 12..14 | Offer, Accept, Confirm | [`crate::wire::channel`] |
 //!
 //! Types not listed are ignored, and so are bytes after the fields of a known body.
 
@@ -22,6 +23,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use crate::statement::MAX_STATEMENT;
 use crate::wire::candidate::{Candidates, put_endpoint, take_endpoint};
+use crate::wire::channel;
 use crate::wire::have::Have;
 
 /// Source of every control packet.
@@ -80,6 +82,8 @@ pub enum Control {
         path: u16,
     },
     ProbeReply(ProbeReply),
+    /// Sets up a data channel.
+    Channel(channel::Message),
 }
 
 /// The answer to a Probe.
@@ -225,6 +229,10 @@ impl Control {
                 body.extend(text.as_bytes());
                 10
             }
+            Self::Channel(message) => {
+                message.encode(&mut body);
+                message.kind()
+            }
         };
         let length = u16::try_from(body.len()).ok()?;
         let mut out = Vec::with_capacity(4 + body.len());
@@ -278,7 +286,7 @@ impl Control {
             10 if body.len() <= MAX_STATEMENT => Some(Self::Statement {
                 text: String::from_utf8(body.to_vec()).ok()?,
             }),
-            _ => None,
+            kind => channel::Message::decode(kind, body).map(Self::Channel),
         }
     }
 }

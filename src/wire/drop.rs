@@ -25,6 +25,10 @@ macro_rules! drop_reasons {
 
 // In alphabetical order; a new reason goes to its place.
 drop_reasons! {
+    /// A data channel packet that does not open, or whose counter was seen before or is too old.
+    ChannelInvalid => "channel_invalid",
+    /// A message of a data channel's handshake that fits nothing, or does not prove itself.
+    ChannelRefused => "channel_refused",
     /// A data channel packet or transport message to an index nobody here gave out.
     ChannelUnknown => "channel_unknown",
     /// A statement of a peer that sent more than it may, or a bad one before.

@@ -80,6 +80,7 @@ impl Peer {
                 | Control::AttachRefused { .. }
                 | Control::Candidates(_)
                 | Control::Goodbye { .. }
+                | Control::Channel(_)
                 | Control::Have(_)
                 | Control::Part(_)
                 | Control::Probe { .. }

@@ -68,9 +68,10 @@ impl Peer {
                 self.send_control(&Control::Candidates(candidates.clone()), way, now, out);
             }
         }
+        self.drain_channel(now, out);
     }
 
-    fn send_control(
+    pub(super) fn send_control(
         &mut self,
         message: &Control,
         way: Path,

@@ -1,0 +1,152 @@
+//! How a peer's data channel lives with its session: the peer's end of [`ChannelAgent`].
+
+use std::time::{Duration, Instant};
+
+use crate::engine::{
+    channel::{ChannelChange, Passed, Route},
+    path::Path,
+    peer::{Peer, PeerOutput},
+};
+use crate::wire::channel::{Message, Suite, Suites};
+use crate::wire::control::Control;
+use crate::wire::drop::DropReason;
+
+/// Age of a session at which L, and H if L does not, makes the next one while a channel is in use:
+/// WireGuard's Rekey-After-Time, which the session itself does not reach for traffic that it does
+/// not see.
+const REKEY_LOW: Duration = Duration::from_secs(120);
+const REKEY_HIGH: Duration = Duration::from_secs(130);
+
+/// After this long of data from the peer and none to it, it is told that we are there: before it
+/// takes our silence for a lost session.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+
+impl Peer {
+    /// Returns the suite that packets are sealed with past the session; None while there is no
+    /// channel.
+    pub(crate) fn suite(&self) -> Option<Suite> {
+        self.channel.suite()
+    }
+
+    /// Takes which suites may be used; with none, there are no channels.
+    pub(crate) fn set_suites(&mut self, suites: Suites) {
+        self.channel.set_suites(suites);
+    }
+
+    /// Takes a message that sets up a channel.
+    pub(crate) fn receive_channel(
+        &mut self,
+        message: &Message,
+        now: Instant,
+        out: &mut Vec<PeerOutput>,
+    ) -> Result<(), DropReason> {
+        let taken = self.channel.handle_message(message, now);
+        self.drain(now, out);
+        taken
+    }
+
+    /// Takes that the first packet of our channel `id` opened.
+    pub(crate) fn handle_channel_used(&mut self, id: u32, now: Instant) {
+        self.channel.handle_used(id, now);
+    }
+
+    /// Takes what went past the session since the last report.
+    pub(crate) fn handle_passed(
+        &mut self,
+        passed: &Passed,
+        now: Instant,
+        out: &mut Vec<PeerOutput>,
+    ) {
+        if passed.sent.packets > 0 {
+            self.stats.sent += passed.sent.bytes;
+            self.unanswered.get_or_insert(now);
+            self.keepalive = None;
+            self.session.note_sent(now);
+            self.path.handle_sent(now);
+        }
+        if passed.received.packets > 0 {
+            self.stats.received += passed.received.bytes;
+            // Wraps, as the count that probes are answered with does.
+            self.counted = self.counted.wrapping_add(passed.received.packets as u32);
+            self.heard(now);
+            self.session.note_received(now);
+            if passed.sent.packets == 0 {
+                self.keepalive.get_or_insert(now + KEEPALIVE);
+            }
+            let from = passed.from.map(Path::Direct).unwrap_or(Path::Relay);
+            self.path.handle_authenticated(from, true, now);
+        }
+        let bytes = passed.sent.bytes.saturating_add(passed.received.bytes);
+        self.channel.handle_bytes(bytes, now);
+        self.drain(now, out);
+    }
+
+    /// Returns the next change for whoever seals and opens.
+    pub(crate) fn poll_channel(&mut self) -> Option<ChannelChange> {
+        if let Some(change) = self.channel.poll_change() {
+            return Some(change);
+        }
+        let route = match self.path.current() {
+            Some(Path::Direct(endpoint)) => Route::Direct(endpoint),
+            Some(Path::Relay) | None => Route::Engine,
+        };
+        let route = self.channel.is_live().then_some(route);
+        if self.routed == route {
+            return None;
+        }
+        self.routed = route;
+        route.map(ChannelChange::Route)
+    }
+
+    /// Ends all channels, as when trust ends.
+    pub(crate) fn close_channel(&mut self) {
+        self.channel.close();
+    }
+
+    pub(super) fn channel_timeout(&self) -> Option<(Instant, &'static str)> {
+        let rekey = self.rekey_at().map(|at| (at, "rekey for the channel"));
+        let keepalive = self.keepalive.map(|at| (at, "keepalive of the channel"));
+        let channel = self.channel.poll_timeout();
+        [rekey, keepalive, channel].into_iter().flatten().min()
+    }
+
+    pub(super) fn handle_channel_timeout(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
+        self.channel.handle_timeout(now);
+        if self.rekey_at().is_some_and(|at| now >= at) {
+            let initiation = self.session.initiate(now);
+            if let Some(initiation) = initiation {
+                self.send_session(initiation, now, out);
+            }
+        }
+        if self.keepalive.is_some_and(|at| now >= at) {
+            self.keepalive = None;
+            let way = self.path.current().unwrap_or(Path::Relay);
+            let sealed = self.session.seal(&[], now);
+            out.extend(sealed.map(|sealed| PeerOutput::Datagram(way, sealed)));
+        }
+    }
+
+    /// Tells what is to be said of the channel inside the session.
+    pub(super) fn drain_channel(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
+        while let Some(message) = self.channel.poll_message() {
+            let way = self.path.current().unwrap_or(Path::Relay);
+            self.send_control(&Control::Channel(message), way, now, out);
+        }
+    }
+
+    /// Returns when a new session is to be made for the channel's sake; None while it is not in use.
+    fn rekey_at(&self) -> Option<Instant> {
+        let made = self.stats.last_handshake?;
+        let is_used = self.last_data().is_some_and(|at| at > made);
+        let is_making = self.session.is_initiating() || self.handshake.is_some();
+        if self.suite().is_none() || !is_used || is_making {
+            return None;
+        }
+        let age = if self.channel.is_low() {
+            REKEY_LOW
+        } else {
+            REKEY_HIGH
+        };
+        Some(made + age)
+    }
+}
