@@ -17,8 +17,8 @@ use toml::{Table, Value, de::DeTable};
 
 pub use gateway::{AttachSettings, GatewaySettings, GatewayUdpSettings};
 pub use node::{
-    DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings, NodeConfig, NodeSettings, PathMode,
-    PathSettings, UdpSettings,
+    ChannelSettings, DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings, NodeConfig,
+    NodeSettings, PathMode, PathSettings, SuiteChoice, UdpSettings,
 };
 pub use registry::{LeaseSettings, LimitSettings, REGISTRY_PORT, RegistryConfig, RegistrySettings};
 

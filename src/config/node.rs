@@ -21,6 +21,7 @@ pub struct NodeSettings {
     pub udp: UdpSettings,
     pub dns: DnsSettings,
     pub path: PathSettings,
+    pub channel: ChannelSettings,
     pub log: LogSettings,
 }
 
@@ -100,6 +101,37 @@ impl PathMode {
     }
 }
 
+/// How packets to peers are sealed once a session is there.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChannelSettings {
+    pub suite: SuiteChoice,
+}
+
+/// Which suites of the data channel a node offers and accepts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SuiteChoice {
+    /// The fastest that both ends have: AES-256-GCM where both processors do it, else the other.
+    #[default]
+    Auto,
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+    /// No data channel: packets go as WireGuard transport, which is slower.
+    Off,
+}
+
+impl SuiteChoice {
+    /// Returns the choice's name as settings write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -151,6 +183,7 @@ impl Settings for NodeSettings {
         "udp.port",
         "dns.mode",
         "path.mode",
+        "channel.suite",
         "log.level",
         "log.format",
     ];
@@ -166,6 +199,7 @@ pub struct NodeConfig {
     pub port: u16,
     pub dns: DnsMode,
     pub path: PathMode,
+    pub suite: SuiteChoice,
     pub log: LogSettings,
 }
 
@@ -179,6 +213,7 @@ impl NodeConfig {
             port: settings.udp.port,
             dns: settings.dns.mode,
             path: settings.path.mode,
+            suite: settings.channel.suite,
             log: settings.log,
         }
     }

@@ -1,15 +1,19 @@
 //! Worker threads that move packets between TUN and UDP.
 //!
 //! One thread owns the TUN devices and the UDP socket. It decides what may pass by the [`Tables`]
-//! the engine publishes, and exchanges batches with the engine over bounded channels.
+//! the engine publishes, and exchanges batches with the engine over bounded queues.
 
-mod channel;
+mod batch;
+mod channels;
 mod counters;
+mod crypt;
+mod offload;
+mod queue;
 mod switch;
 mod tables;
 mod worker;
 
-pub use channel::{DataplaneHandle, FromWorker, InPacket, OutPacket, Published};
 pub use counters::{Snapshot, Traffic};
+pub use queue::{DataplaneHandle, Device, FromWorker, InPacket, OutPacket, Published};
 pub use tables::{PeerEntry, Realm, Tables};
 pub use worker::{DataplaneConfig, start};

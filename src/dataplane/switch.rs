@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::dataplane::channel::InPacket;
 use crate::dataplane::tables::{PeerEntry, Realm, Tables};
 use crate::id::OverlayIp;
 use crate::policy::{Filter, Limits, Pair, TcpFlow, Verdict};
@@ -84,16 +83,12 @@ impl Switch {
     }
 
     /// Judges a packet of a peer's session.
-    pub(super) fn inbound(&mut self, packet: &InPacket, now: Instant) -> Verdict {
+    pub(super) fn inbound(&mut self, pair: Pair, packet: &[u8], now: Instant) -> Verdict {
         self.sweep(now);
-        let pair = Pair {
-            local: packet.local,
-            peer: packet.peer,
-        };
         let Some(entry) = self.tables.peers.get(&pair) else {
             return Verdict::Drop(DropReason::NoPeer);
         };
-        match Ipv6View::parse(&packet.bytes) {
+        match Ipv6View::parse(packet) {
             Ok(view) => self.filter.inbound(pair, &view, &entry.inbound, now),
             Err(reason) => Verdict::Drop(reason),
         }
@@ -281,8 +276,8 @@ mod tests {
         bytes
     }
 
-    fn inbound(local: OverlayIp, peer: OverlayIp, bytes: Vec<u8>) -> InPacket {
-        InPacket { local, peer, bytes }
+    fn between(local: OverlayIp, peer: OverlayIp) -> Pair {
+        Pair { local, peer }
     }
 
     /// Agents 1 and 3 live here, 4 in another realm; 2 may reach tcp/8000 of 1.
@@ -336,7 +331,7 @@ mod tests {
         let (mut switch, now) = switch();
         let mut judge = |from, to, session: (u16, u16)| {
             let bytes = tcp(from, to, (50, 8000), true);
-            switch.inbound(&inbound(ip(session.0), ip(session.1), bytes), now)
+            switch.inbound(between(ip(session.0), ip(session.1)), &bytes, now)
         };
 
         assert_eq!(judge(ip(2), ip(1), (1, 2)), Verdict::Pass);
@@ -354,10 +349,7 @@ mod tests {
     fn a_removed_peer_is_neither_heard_nor_waited_for() {
         let (mut switch, now) = switch();
         let (there, back) = (tcp(ip(2), ip(1), (50, 8000), true), (8000, 50));
-        assert_eq!(
-            switch.inbound(&inbound(ip(1), ip(2), there.clone()), now),
-            Verdict::Pass
-        );
+        assert_eq!(switch.inbound(PAIR(), &there, now), Verdict::Pass);
         let answer = tcp(ip(1), ip(2), back, false);
         assert_eq!(
             switch.outbound(REALM, &answer, now),
@@ -371,7 +363,7 @@ mod tests {
         };
         let header = TcpHeaderSlice::from_slice(&reset[IPV6_HEADER..]).unwrap();
         assert!(*local == ip(1) && header.rst() && header.sequence_number() == 777);
-        let verdict = switch.inbound(&inbound(ip(1), ip(2), there), now);
+        let verdict = switch.inbound(PAIR(), &there, now);
         assert_eq!(verdict, Verdict::Drop(DropReason::NoPeer));
         // The kernel asks back (RFC 5961) if the reset missed; then it gets the exact one.
         let asked = switch.outbound(REALM, &answer, now);
@@ -385,7 +377,7 @@ mod tests {
         let (mut switch, now) = switch();
         for port in [8000, 8001] {
             let bytes = tcp(ip(2), ip(1), (50, port), true);
-            switch.inbound(&inbound(ip(1), ip(2), bytes), now);
+            switch.inbound(PAIR(), &bytes, now);
         }
 
         assert!(
@@ -428,7 +420,7 @@ mod tests {
             assert_eq!(switch.outbound(REALM, &bytes, now), Outbound::Drop(reason));
             let mut back = tcp(ip(2), ip(1), (50, 8000), true);
             back[6] = next;
-            let verdict = switch.inbound(&inbound(ip(1), ip(2), back), now);
+            let verdict = switch.inbound(PAIR(), &back, now);
             assert_eq!(verdict, Verdict::Drop(reason));
         }
     }

@@ -1,4 +1,11 @@
-use std::{collections::BTreeMap, io, net::SocketAddr, os::fd::OwnedFd, thread, time::Instant};
+mod inbound;
+mod outbound;
+
+use std::{
+    collections::BTreeMap,
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use nix::{
     errno::Errno,
@@ -6,20 +13,20 @@ use nix::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
     },
-    unistd,
 };
 use tokio::sync::mpsc;
 
-use crate::dataplane::channel::{
-    Command, Commands, DataplaneHandle, FromWorker, InPacket, OutPacket, channel,
-};
+use crate::dataplane::batch::Batches;
+use crate::dataplane::channels::Channels;
 use crate::dataplane::counters::Snapshot;
-use crate::dataplane::switch::{Outbound, Switch};
+use crate::dataplane::offload::{Merger, VIRTIO};
+use crate::dataplane::queue::{Command, Commands, DataplaneHandle, Device, FromWorker, channel};
+use crate::dataplane::switch::Switch;
 use crate::dataplane::tables::{Realm, Tables};
 use crate::id::OverlayIp;
 use crate::os::clock;
 use crate::os::udp::UdpPort;
-use crate::policy::{Pair, Verdict};
+use crate::policy::Pair;
 use crate::wire::drop::DropReason;
 use crate::wire::ip::Ipv6View;
 
@@ -29,8 +36,15 @@ const ENGINE_QUEUE: usize = 64;
 /// Packets read from one device or socket before the others have their turn.
 const BATCH: usize = 64;
 
-/// The largest IP packet or UDP datagram.
-const MAX_PACKET: usize = 65_535;
+/// The largest IP packet or UDP datagram, or as many datagrams as the kernel hands over at once.
+const MAX_PACKET: usize = 65_536;
+
+/// Calls that receive before what came is handed on: as many runs of datagrams are merged at most.
+const RECEIVES: usize = 8;
+
+/// How often the engine hears of what channels carried: often enough for it to notice within half
+/// a second that nothing comes back.
+const REPORT: Duration = Duration::from_millis(200);
 
 const WAKE: u64 = 0;
 const UDP: u64 = 1;
@@ -61,14 +75,30 @@ pub fn start(config: DataplaneConfig) -> io::Result<(DataplaneHandle, mpsc::Rece
         next_token: FIRST_TUN,
         lost: Vec::new(),
         switch: Switch::new(now),
+        channels: Channels::default(),
+        batches: Batches::default(),
+        is_blocked: false,
+        report_at: None,
+        merger: Merger::default(),
         now,
         seen: Snapshot::default(),
-        buffer: vec![0; MAX_PACKET],
+        received: vec![0; MAX_PACKET * RECEIVES],
+        read: vec![0; VIRTIO + MAX_PACKET],
     };
+    worker.udp.merge_received();
     thread::Builder::new()
         .name("dataplane".to_owned())
         .spawn(move || worker.run())?;
     Ok((handle, from_worker))
+}
+
+/// What of a TUN wakes the worker.
+const fn tun_interest(is_blocked: bool) -> EpollFlags {
+    if is_blocked {
+        EpollFlags::empty()
+    } else {
+        EpollFlags::EPOLLIN
+    }
 }
 
 /// The thread's state; nobody else sees it.
@@ -83,24 +113,35 @@ struct Worker {
     /// Agents whose device is gone, until the engine could be told.
     lost: Vec<OverlayIp>,
     switch: Switch,
+    channels: Channels,
+    /// Sealed packets on their way out.
+    batches: Batches,
+    /// Whether the socket takes nothing now; until it does, no TUN is read.
+    is_blocked: bool,
+    /// When the engine is told what channels carried; None while they carry nothing.
+    report_at: Option<Instant>,
+    merger: Merger,
     /// Read once per wake-up and batch.
     now: Instant,
     seen: Snapshot,
-    buffer: Vec<u8>,
+    /// Datagrams of the underlay.
+    received: Vec<u8>,
+    /// One packet of a TUN, with its header.
+    read: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Tun {
     realm: Realm,
     token: u64,
-    fd: OwnedFd,
+    device: Device,
 }
 
 impl Worker {
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => {
@@ -116,10 +157,17 @@ impl Worker {
             for event in events.iter().take(count) {
                 match event.data() {
                     WAKE => {}
-                    UDP => self.read_udp(),
-                    token => self.read_tun(token),
+                    UDP => {
+                        if event.events().contains(EpollFlags::EPOLLOUT) {
+                            self.flush();
+                        }
+                        self.read_udp();
+                    }
+                    token if !self.is_blocked => self.read_tun(token),
+                    _ => {}
                 }
             }
+            self.report();
             self.report_lost();
         }
     }
@@ -135,10 +183,17 @@ impl Worker {
                 Command::AddTun {
                     local,
                     realm,
-                    fd,
+                    device,
                     done,
                 } => {
-                    let _told = done.send(self.add_tun(local, realm, fd));
+                    let _told = done.send(self.add_tun(local, realm, device));
+                }
+                Command::Channel(event) => {
+                    let (local, peer) = (event.local, event.peer);
+                    let pair = Pair { local, peer };
+                    if self.switch.peers().contains_key(&pair) {
+                        self.channels.change(pair, event.change);
+                    }
                 }
                 Command::Counters(done) => {
                     self.seen.epoch = self.switch.epoch();
@@ -163,20 +218,25 @@ impl Worker {
         true
     }
 
-    fn add_tun(&mut self, local: OverlayIp, realm: Realm, fd: OwnedFd) -> io::Result<()> {
+    fn add_tun(&mut self, local: OverlayIp, realm: Realm, device: Device) -> io::Result<()> {
         self.remove_tun(local);
         let token = self.next_token;
-        self.epoll
-            .add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        let interest = EpollEvent::new(tun_interest(self.is_blocked), token);
+        self.epoll.add(&device.fd, interest)?;
         self.next_token += 1;
-        self.tuns.insert(local, Tun { realm, token, fd });
+        let tun = Tun {
+            realm,
+            token,
+            device,
+        };
+        self.tuns.insert(local, tun);
         Ok(())
     }
 
     fn remove_tun(&mut self, local: OverlayIp) {
         if let Some(tun) = self.tuns.remove(&local) {
             // Closing alone does not take it out of the set while a duplicate is open elsewhere.
-            let _absent = self.epoll.delete(&tun.fd);
+            let _absent = self.epoll.delete(&tun.device.fd);
         }
     }
 
@@ -185,24 +245,10 @@ impl Worker {
             self.write_tun(local, &bytes);
         }
         let peers = self.switch.peers();
+        self.channels.retain(|pair| peers.contains_key(pair));
         self.seen
             .delivered
             .retain(|pair, _| peers.contains_key(pair));
-    }
-
-    fn deliver(&mut self, packets: Vec<InPacket>) {
-        for packet in packets {
-            match self.switch.inbound(&packet, self.now) {
-                Verdict::Pass => {
-                    if self.write_tun(packet.local, &packet.bytes) {
-                        self.seen.tun_out.count(packet.bytes.len());
-                        let InPacket { local, peer, .. } = packet;
-                        self.seen.delivered.insert(Pair { local, peer }, self.now);
-                    }
-                }
-                Verdict::Drop(reason) => self.seen.drops.count(reason),
-            }
-        }
     }
 
     /// Our own packets pass no filter, but only their own agent gets them.
@@ -216,109 +262,6 @@ impl Worker {
         }
     }
 
-    fn send(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {
-        for (to, bytes) in datagrams {
-            match self.udp.send_to(bytes, *to) {
-                Ok(_) => self.seen.udp_out.count(bytes.len()),
-                Err(error) => {
-                    tracing::trace!(%error, %to, "Datagram not sent");
-                    self.seen.drops.count(DropReason::UdpSend);
-                }
-            }
-        }
-    }
-
-    fn resume(&mut self, packets: Vec<OutPacket>) {
-        let mut batch = Vec::with_capacity(packets.len());
-        for packet in packets {
-            let Some(tun) = self.tuns.get(&packet.local) else {
-                self.seen.drops.count(DropReason::TunMissing);
-                continue;
-            };
-            self.route_out(tun.realm, packet.bytes, &mut batch);
-        }
-        self.hand_over(batch);
-    }
-
-    fn read_udp(&mut self) {
-        let mut batch = Vec::new();
-        while batch.len() < BATCH {
-            match self.udp.recv_from(&mut self.buffer) {
-                Ok((length, from)) => {
-                    let bytes = self.buffer.get(..length).unwrap_or_default().to_vec();
-                    self.seen.udp_in.count(length);
-                    batch.push((from, bytes));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    // Reading it has taken the socket's pending error away.
-                    tracing::debug!(%error, "Datagram not received");
-                    break;
-                }
-            }
-        }
-        if !batch.is_empty() {
-            self.offer(batch.len(), FromWorker::Datagrams(batch));
-        }
-    }
-
-    fn read_tun(&mut self, token: u64) {
-        let mut batch = Vec::new();
-        for _ in 0..BATCH {
-            // Looked up each time: a command cannot have removed it, but an error below may.
-            let Some((local, tun)) = self.tuns.iter().find(|(_, tun)| tun.token == token) else {
-                break;
-            };
-            let (local, realm) = (*local, tun.realm);
-            match unistd::read(&tun.fd, &mut self.buffer) {
-                Ok(length) => {
-                    let bytes = self.buffer.get(..length).unwrap_or_default().to_vec();
-                    self.route_out(realm, bytes, &mut batch);
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => break,
-                Err(errno) => {
-                    tracing::warn!(%errno, "A TUN device went away");
-                    self.remove_tun(local);
-                    self.lost.push(local);
-                }
-            }
-        }
-        self.hand_over(batch);
-    }
-
-    /// Decides over a packet of a local program; those to installed peers go to `batch`.
-    fn route_out(&mut self, realm: Realm, bytes: Vec<u8>, batch: &mut Vec<OutPacket>) {
-        let packet = |pair: Pair, bytes| OutPacket {
-            local: pair.local,
-            peer: pair.peer,
-            bytes,
-        };
-        match self.switch.outbound(realm, &bytes, self.now) {
-            Outbound::ToPeer(pair) => {
-                self.seen.tun_in.count(bytes.len());
-                batch.push(packet(pair, bytes));
-            }
-            Outbound::ToUnknown(pair) => self.offer(1, FromWorker::Unknown(packet(pair, bytes))),
-            Outbound::Reset(reason, reset) => {
-                self.seen.drops.count(reason);
-                if let Ok(view) = Ipv6View::parse(&reset)
-                    && let Ok(local) = OverlayIp::new(view.destination())
-                {
-                    self.write_tun(local, &reset);
-                }
-            }
-            Outbound::Drop(reason) => self.seen.drops.count(reason),
-        }
-    }
-
-    fn hand_over(&mut self, batch: Vec<OutPacket>) {
-        if !batch.is_empty() {
-            self.offer(batch.len(), FromWorker::Packets(batch));
-        }
-    }
-
     /// Hands `count` packets to the engine, or drops and counts them: the worker never waits.
     fn offer(&mut self, count: usize, message: FromWorker) {
         if self.to_engine.try_send(message).is_err() {
@@ -328,26 +271,42 @@ impl Worker {
         }
     }
 
+    /// Returns how long to wait for events: for ever, unless something is to be told.
+    fn timeout(&self) -> EpollTimeout {
+        let left = self.report_at.map(|at| {
+            let left = at.saturating_duration_since(clock::now());
+            // Rounded up, or the last millisecond would be spent spinning.
+            u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX)
+        });
+        left.map_or(EpollTimeout::NONE, EpollTimeout::from)
+    }
+
+    /// Tells the engine what channels carried, if it is time.
+    fn report(&mut self) {
+        if self.report_at.is_none() && self.channels.has_passed() {
+            self.report_at = Some(self.now + REPORT);
+        }
+        if self.report_at.is_none_or(|at| clock::now() < at) {
+            return;
+        }
+        self.report_at = None;
+        if !self.channels.has_passed() {
+            return;
+        }
+        let passed = self.channels.take_passed();
+        if let Err(error) = self.to_engine.try_send(FromWorker::Passed(passed)) {
+            // Told with the next report, when the queue has room.
+            if let FromWorker::Passed(passed) = error.into_inner() {
+                self.channels.untake(passed);
+                self.report_at = Some(self.now + REPORT);
+            }
+        }
+    }
+
     /// Tells the engine of lost devices; what does not fit its queue is told at the next wake-up.
     fn report_lost(&mut self) {
         let to_engine = &self.to_engine;
         self.lost
             .retain(|local| to_engine.try_send(FromWorker::TunGone(*local)).is_err());
-    }
-
-    /// Writes a packet to the TUN of `local`, or counts why not.
-    fn write_tun(&mut self, local: OverlayIp, bytes: &[u8]) -> bool {
-        let Some(tun) = self.tuns.get(&local) else {
-            self.seen.drops.count(DropReason::TunMissing);
-            return false;
-        };
-        match unistd::write(&tun.fd, bytes) {
-            Ok(_) => true,
-            Err(errno) => {
-                tracing::trace!(%errno, "Packet not written");
-                self.seen.drops.count(DropReason::TunWrite);
-                false
-            }
-        }
     }
 }

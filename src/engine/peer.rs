@@ -128,6 +128,8 @@ pub(crate) struct Peer {
     answers: Bucket,
     stats: PeerStats,
     channel: ChannelAgent,
+    /// Whether the session is new and no channel was made in it yet.
+    channel_waits: bool,
     /// The way that was last told for sealed packets; None while there is no channel.
     routed: Option<Route>,
     /// When the peer is told that its data arrives; None while ours tells it.
@@ -164,6 +166,7 @@ impl Peer {
             answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_BURST, now),
             stats: PeerStats::default(),
             channel: ChannelAgent::new(config.channel, now),
+            channel_waits: false,
             routed: None,
             keepalive: None,
             gossip: Gossip::default(),
@@ -366,7 +369,7 @@ impl Peer {
         self.handshake = None;
         self.elsewhere = None;
         self.path.handle_session(now);
-        self.channel.handle_session(now);
+        self.channel_waits = true;
         self.gossip.handle_session(now);
         for packet in std::mem::take(&mut self.queue) {
             self.send_now(&packet, now, out);

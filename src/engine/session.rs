@@ -35,6 +35,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often they are looked at when nothing flows: often enough for rekeying before expiry.
 const IDLE_TICK: Duration = Duration::from_secs(5);
 
+/// A packet of the peer is taken before boringtun's timers move when they moved so recently: it calls
+/// for a handshake when the peer was not heard for 15 s as soon as something is sent, answered or not.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// After the last packet: Keepalive-Timeout + Rekey-Timeout, and some, within which timers fire.
 const BUSY: Duration = Duration::from_secs(20);
 
@@ -271,7 +275,18 @@ impl Session {
     }
 
     fn open_kind(&mut self, kind: WireGuard, datagram: &[u8], now: Instant) -> Opened {
-        self.tick(now);
+        let is_answer = kind == WireGuard::Transport && now < self.last_tick + ANSWER;
+        if !is_answer {
+            self.tick(now);
+        }
+        let opened = self.open_ticked(kind, datagram, now);
+        if is_answer {
+            self.tick(now);
+        }
+        opened
+    }
+
+    fn open_ticked(&mut self, kind: WireGuard, datagram: &[u8], now: Instant) -> Opened {
         if datagram.is_empty() || datagram.len() > MAX_DATAGRAM {
             return Opened::Dropped(DropReason::DatagramMalformed);
         }

@@ -8,6 +8,7 @@ use crate::engine::{
 };
 use crate::id::{AgentId, Did, FullName, OverlayIp, UnixTime};
 use crate::statement::Scope;
+use crate::wire::channel::Suite;
 
 /// An installed peer, as `agentnet peers` shows it.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct PeerView {
     pub state: PeerState,
     /// The way our packets take now; None without a session or a way.
     pub path: Option<Path>,
+    /// What our packets are sealed with past the session; None while there is no data channel.
+    pub suite: Option<Suite>,
     pub stats: PeerStats,
     /// Since when we ask it for a session, or for a sign of life, in vain; None when we do not.
     pub asked: Option<Instant>,
@@ -90,6 +93,7 @@ fn view(local: &Local, peer: &Peer, now: Instant) -> PeerView {
         address: peer.address(),
         state: peer.state(now),
         path: current(peer, now),
+        suite: peer.suite(),
         stats: peer.stats(),
         asked: peer.asked(),
         inbound: trusted.inbound.clone(),

@@ -3,6 +3,7 @@
 use thiserror::Error;
 use tracing::info;
 
+use crate::dataplane::Device;
 use crate::id::OverlayIp;
 use crate::node::driver::{HOST, Handle, Stopped};
 use crate::os::route::{RouteError, Routing};
@@ -28,13 +29,18 @@ pub enum DeviceError {
 ///
 /// Returns the device's name. The device goes when the data plane lets go of it.
 pub(super) async fn bring_up(handle: &Handle, local: OverlayIp) -> Result<String, DeviceError> {
-    let device = tun::create(tun::ANY_NAME, MTU)?;
+    let device = tun::create(tun::ANY_NAME, MTU, true)?;
     Routing::open()?
         .attach(&device.name, device.index, local)
         .await?;
+    let taken = Device {
+        fd: device.fd,
+        has_header: device.has_header,
+        has_udp_offload: device.has_udp_offload,
+    };
     let plane = handle.call(|core| core.dataplane().clone()).await?;
     plane
-        .add_tun(local, HOST, device.fd)
+        .add_tun(local, HOST, taken)
         .await
         .map_err(DeviceError::Watch)?;
     info!(device = %device.name, "Network device ready");

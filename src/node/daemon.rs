@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::config::{NodeConfig, PathMode};
+use crate::config::{NodeConfig, PathMode, SuiteChoice};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::engine::{membership::Membership, names::Zone, path::Mode};
 use crate::id::{OverlayIp, Suffix};
@@ -27,11 +27,12 @@ use crate::node::{
     sync::{Link, Sync},
 };
 use crate::os::{
-    clock,
+    clock, cpu,
     dns::{Applied, DnsError, Owner},
     random,
     udp::{self, UdpError},
 };
+use crate::wire::channel::{Suite, Suites};
 
 /// Agents of one node, and so gateways that may have to be looked up at once.
 const MAX_AGENTS: usize = 1024;
@@ -101,6 +102,7 @@ pub async fn run(
     let memberships = state.memberships.clone();
     let mut core = Core::new(store, state, random::seed(), plane, lookups);
     core.engine.set_path_mode(path_mode(config.path), now());
+    core.engine.set_suites(suites(config.suite));
     let driver = tokio::spawn(driver::run(core, jobs, worker));
     let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
     let network = tokio::spawn(network::follow(handle.clone(), port));
@@ -156,6 +158,16 @@ const fn path_mode(mode: PathMode) -> Mode {
         PathMode::Direct => Mode::Direct,
         PathMode::Hidden => Mode::Hidden,
         PathMode::Relay => Mode::Relay,
+    }
+}
+
+fn suites(choice: SuiteChoice) -> Suites {
+    match choice {
+        SuiteChoice::Auto if cpu::has_aes() => {
+            Suites::of(&[Suite::Aes256Gcm, Suite::ChaCha20Poly1305])
+        }
+        SuiteChoice::Auto | SuiteChoice::ChaCha20Poly1305 => Suites::of(&[Suite::ChaCha20Poly1305]),
+        SuiteChoice::Off => Suites::NONE,
     }
 }
 

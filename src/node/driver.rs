@@ -188,6 +188,9 @@ impl Core {
         while let Some(event) = self.engine.poll_event() {
             self.handle_event(event);
         }
+        while let Some(event) = self.engine.poll_channel() {
+            self.dataplane.change_channel(event);
+        }
         let mut packets = Vec::new();
         while let Some(packet) = self.engine.poll_packet() {
             let (local, peer, bytes) = (packet.local, packet.peer, packet.bytes);
@@ -284,6 +287,10 @@ impl Core {
                         .handle_packet(packet.local, packet.peer, &packet.bytes, time);
                 }
             }
+            FromWorker::ChannelUsed { local, peer, id } => {
+                self.engine.handle_channel_used(local, peer, id, time);
+            }
+            FromWorker::Passed(all) => self.engine.handle_passed(&all, time),
             FromWorker::TunGone(local) => {
                 warn!("A network device was removed by somebody else");
                 debug!(%local, "Network device gone");

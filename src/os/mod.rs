@@ -1,6 +1,7 @@
 //! Everything that touches the machine: devices, sockets, files, clock.
 
 pub mod clock;
+pub mod cpu;
 pub mod dns;
 pub mod files;
 pub mod host;

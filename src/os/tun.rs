@@ -33,30 +33,50 @@ pub enum TunError {
 pub struct Tun {
     pub name: String,
     pub index: u32,
-    /// Nonblocking; each read or write is one IP packet without any header before it.
+    /// Nonblocking; each read or write is one IP packet.
     pub fd: OwnedFd,
+    /// Whether a `struct virtio_net_hdr` stands before each packet, and TCP segments of one flow
+    /// come and go as one packet of up to 64 KiB.
+    pub has_header: bool,
+    /// Whether UDP datagrams do too.
+    pub has_udp_offload: bool,
 }
 
-/// Creates a device named `name` (or [`ANY_NAME`]).
-pub fn create(name: &str, mtu: u16) -> Result<Tun, TunError> {
+/// Creates a device named `name` (or [`ANY_NAME`]), with offloads where the kernel has them and
+/// `offload` asks for them.
+pub fn create(name: &str, mtu: u16, offload: bool) -> Result<Tun, TunError> {
     // tun-rs would make the device node itself; whether there is one is the host's decision.
     if !Path::new(NODE).exists() {
         return Err(TunError::NoDevice);
     }
     let failed = |error: io::Error| classify(name, error);
     // Not brought up here: addresses and settings come first.
-    let device = DeviceBuilder::new()
-        .name(name)
-        .mtu(mtu)
-        .inherit_enable_state()
-        .build_sync()
-        .map_err(failed)?;
+    let build = |offload| {
+        DeviceBuilder::new()
+            .name(name)
+            .mtu(mtu)
+            .offload(offload)
+            .inherit_enable_state()
+            .build_sync()
+    };
+    let mut device = build(offload);
+    if offload && device.as_ref().is_err_and(|e| is_of(e, Errno::EINVAL)) {
+        tracing::info!("The kernel's TUN devices have no offloads");
+        device = build(false);
+    }
+    let device = device.map_err(failed)?;
     device.set_nonblocking(true).map_err(failed)?;
     Ok(Tun {
         name: device.name().map_err(failed)?,
         index: device.if_index().map_err(failed)?,
         fd: device.as_fd().try_clone_to_owned().map_err(failed)?,
+        has_header: device.tcp_gso(),
+        has_udp_offload: device.udp_gso(),
     })
+}
+
+fn is_of(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
 }
 
 fn classify(name: &str, error: io::Error) -> TunError {

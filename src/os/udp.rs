@@ -1,16 +1,18 @@
 //! The UDP socket of the underlay: both IP versions on one port.
 
 use std::{
-    io,
+    io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, bind as bind_fd, setsockopt, socket,
-        sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce, SndBuf, SndBufForce},
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+        SockaddrStorage, bind as bind_fd, recvmsg, sendmsg, setsockopt, socket,
+        sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce, SndBuf, SndBufForce, UdpGroSegment},
     },
 };
 use thiserror::Error;
@@ -39,6 +41,18 @@ pub struct UdpPort {
     socket: UdpSocket,
     /// False where the host has no IPv6.
     is_dual: bool,
+    /// Whether the kernel cuts what is sent (UDP_SEGMENT); false once it refused to.
+    cuts: AtomicBool,
+}
+
+/// What one call received.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Received {
+    pub from: SocketAddr,
+    /// Bytes of all datagrams, end to end.
+    pub length: usize,
+    /// Length of each datagram but the last.
+    pub stride: usize,
 }
 
 /// Binds `port` (0 = any free one) for IPv6 and IPv4, or for IPv4 alone where there is no IPv6.
@@ -107,6 +121,7 @@ fn open(port: u16, is_dual: bool) -> nix::Result<UdpPort> {
     Ok(UdpPort {
         socket: UdpSocket::from(fd),
         is_dual,
+        cuts: AtomicBool::new(true),
     })
 }
 
@@ -116,15 +131,81 @@ impl UdpPort {
         Ok(self.socket.local_addr()?.port())
     }
 
+    /// Lets the kernel hand over datagrams of one sender together, for [`UdpPort::recv_many`];
+    /// without it, as on old kernels, they come one by one.
+    pub fn merge_received(&self) {
+        if let Err(errno) = setsockopt(&self.socket, UdpGroSegment, &true) {
+            tracing::debug!(%errno, "The kernel does not merge received datagrams");
+        }
+    }
+
+    /// Never lets the kernel cut what [`UdpPort::send_many`] sends.
+    pub fn forbid_cutting(&self) {
+        self.cuts.store(false, Ordering::Relaxed);
+    }
+
     /// Sends one datagram.
     pub fn send_to(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
-        let to = match to {
+        self.socket.send_to(bytes, self.as_sent(to))
+    }
+
+    /// Sends datagrams that lie end to end, each but the last `stride` bytes long, in one call if
+    /// the kernel can; when only some could be sent, the error is of the others.
+    pub fn send_many(&self, bytes: &[u8], stride: usize, to: SocketAddr) -> io::Result<()> {
+        let is_many = bytes.len() > stride;
+        if is_many && self.cuts.load(Ordering::Relaxed) {
+            let size = u16::try_from(stride).map_err(io::Error::other)?;
+            let parts = [IoSlice::new(bytes)];
+            let cut = [ControlMessage::UdpGsoSegments(&size)];
+            let fd = self.socket.as_raw_fd();
+            let to = SockaddrStorage::from(self.as_sent(to));
+            match sendmsg(fd, &parts, &cut, MsgFlags::empty(), Some(&to)) {
+                Ok(_) => return Ok(()),
+                // The path takes less: sent alone, each is cut in fragments.
+                Err(Errno::EMSGSIZE) => {}
+                // Devices without checksum offload, and old kernels.
+                Err(errno @ (Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
+                    tracing::info!(%errno, "The kernel does not cut datagrams here");
+                    self.forbid_cutting();
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        for datagram in bytes.chunks(stride.max(1)) {
+            self.send_to(datagram, to)?;
+        }
+        Ok(())
+    }
+
+    /// Receives one datagram, or several of one sender that lie end to end in `buffer`.
+    pub fn recv_many(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut space = nix::cmsg_space!(i32);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let fd = self.socket.as_raw_fd();
+        let got = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), MsgFlags::empty())?;
+        let stride = got.cmsgs()?.find_map(|message| {
+            let ControlMessageOwned::UdpGroSegments(size) = message else {
+                return None;
+            };
+            usize::try_from(size).ok()
+        });
+        let length = got.bytes;
+        Ok(Received {
+            from: got.address.and_then(endpoint).ok_or(Errno::EINVAL)?,
+            length,
+            stride: stride
+                .filter(|size| *size > 0)
+                .unwrap_or_else(|| length.max(1)),
+        })
+    }
+
+    fn as_sent(&self, to: SocketAddr) -> SocketAddr {
+        match to {
             SocketAddr::V4(v4) if self.is_dual => {
                 SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
             }
             SocketAddr::V4(_) | SocketAddr::V6(_) => to,
-        };
-        self.socket.send_to(bytes, to)
+        }
     }
 
     /// Receives one datagram; one longer than `buffer` is cut.
@@ -138,6 +219,14 @@ impl AsFd for UdpPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+fn endpoint(address: SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
+    let v6 = address.as_sockaddr_in6();
+    v4.or_else(|| v6.map(|v6| plain(SocketAddr::new(v6.ip().into(), v6.port()))))
 }
 
 /// Returns an IPv4-mapped address as the IPv4 address it is, so that equal peers compare equal.
@@ -184,6 +273,37 @@ mod tests {
             let mut buffer = [0; 9];
             peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             assert_eq!(peer.recv_from(&mut buffer).unwrap(), (4, to));
+        }
+    }
+
+    /// Cut by the kernel or by us, merged or not: the same datagrams arrive.
+    #[test]
+    fn many_datagrams_go_and_come_in_one_call() {
+        for cuts in [true, false] {
+            let (sender, receiver) = (bind(0).unwrap(), bind(0).unwrap());
+            receiver.merge_received();
+            if !cuts {
+                sender.forbid_cutting();
+            }
+            let to = SocketAddr::from(([127, 0, 0, 1], receiver.port().unwrap()));
+            let sent: Vec<u8> = (0..60_000_u32).map(|n| (n % 251) as u8).collect();
+
+            sender.send_many(&sent, 1300, to).unwrap();
+
+            let end = clock::now() + Duration::from_secs(5);
+            let (mut got, mut buffer) = (Vec::<u8>::new(), vec![0; 65_536]);
+            while got.len() < sent.len() {
+                match receiver.recv_many(&mut buffer) {
+                    Ok(received) => {
+                        assert_eq!(received.from.port(), sender.port().unwrap());
+                        assert!(received.stride == 1300 || received.length == 60_000 % 1300);
+                        got.extend(&buffer[..received.length]);
+                    }
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+                assert!(clock::now() < end, "not all arrived");
+            }
+            assert_eq!(got, sent);
         }
     }
 

@@ -17,6 +17,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes before the ciphertext.
 pub const HEADER: usize = 16;
 
@@ -30,9 +32,11 @@ pub const MAC: usize = 16;
 const KIND: u8 = 0x20;
 
 /// The cipher of a channel; both have 32-byte keys, 12-byte nonces and 16-byte tags.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum Suite {
+    #[serde(rename = "aes-256-gcm")]
     Aes256Gcm,
+    #[serde(rename = "chacha20-poly1305")]
     ChaCha20Poly1305,
 }
 

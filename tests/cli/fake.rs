@@ -158,6 +158,7 @@ impl Control for Fake {
                 agent: "planner.acme.agent".to_owned(),
                 state: SessionState::Up,
                 path: Some(PathKind::Relay),
+                suite: None,
                 last_handshake: Some(ago(60)),
                 last_inbound: Some(ago(3)),
                 rx_bytes: 1_234_567,

@@ -10,8 +10,8 @@ use std::{
 
 use agentnet::{
     dataplane::{
-        DataplaneConfig, DataplaneHandle, FromWorker, InPacket, OutPacket, PeerEntry, Realm,
-        Snapshot, Tables, start,
+        DataplaneConfig, DataplaneHandle, Device, FromWorker, InPacket, OutPacket, PeerEntry,
+        Realm, Snapshot, Tables, start,
     },
     id::OverlayIp,
     os::{
@@ -48,7 +48,7 @@ fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> T + Send) -> T {
 
 /// Creates a device and wires it in.
 async fn device(address: OverlayIp) -> Result<Tun, RouteError> {
-    let tun = tun::create(tun::ANY_NAME, MTU).unwrap();
+    let tun = tun::create(tun::ANY_NAME, MTU, true).unwrap();
     let routing = Routing::open().unwrap();
     routing.attach(&tun.name, tun.index, address).await?;
     Ok(tun)
@@ -178,7 +178,7 @@ fn a_device_needs_the_capability_and_says_so() {
     const DENIED: &str = "AGENTNET_TEST_DENIED";
     in_world(|world| {
         if env::var_os(DENIED).is_some() {
-            let error = tun::create(tun::ANY_NAME, MTU).unwrap_err();
+            let error = tun::create(tun::ANY_NAME, MTU, true).unwrap_err();
             assert!(matches!(error, TunError::Denied), "{error}");
             return;
         }
@@ -210,7 +210,7 @@ fn a_host_without_tun_devices_is_named_as_such() {
         let host = world.host("a");
         host.ok("mount -t tmpfs none /dev/net");
 
-        let error = host.enter(|| tun::create(tun::ANY_NAME, MTU).unwrap_err());
+        let error = host.enter(|| tun::create(tun::ANY_NAME, MTU, true).unwrap_err());
 
         assert!(matches!(error, TunError::NoDevice), "{error}");
         host.fails(2, "ls /dev/net/tun");
@@ -224,13 +224,21 @@ struct Node {
     epoch: u64,
 }
 
+fn taken(tun: Tun) -> Device {
+    Device {
+        fd: tun.fd,
+        has_header: tun.has_header,
+        has_udp_offload: tun.has_udp_offload,
+    }
+}
+
 impl Node {
     async fn start(scope: Option<&str>) -> Self {
         let tun = device(ip(1)).await.unwrap();
         let udp = udp::bind(0).unwrap();
         let (handle, from) = start(DataplaneConfig { udp }).unwrap();
         handle
-            .add_tun(ip(1), Realm::default(), tun.fd)
+            .add_tun(ip(1), Realm::default(), taken(tun))
             .await
             .unwrap();
         let mut node = Self {
@@ -272,7 +280,10 @@ impl Node {
                 (packets.remove(0), true)
             }
             FromWorker::Unknown(packet) => (packet, false),
-            FromWorker::Datagrams(_) | FromWorker::TunGone(_) => panic!("not a packet"),
+            FromWorker::ChannelUsed { .. }
+            | FromWorker::Datagrams(_)
+            | FromWorker::Passed(_)
+            | FromWorker::TunGone(_) => panic!("not a packet"),
         }
     }
 
@@ -483,7 +494,7 @@ fn a_deleted_device_is_reported_and_the_worker_goes_on() {
 
             let tun = device(ip(1)).await.unwrap();
             node.handle
-                .add_tun(ip(1), Realm::default(), tun.fd)
+                .add_tun(ip(1), Realm::default(), taken(tun))
                 .await
                 .unwrap();
             let server = socket(8000);

@@ -4,6 +4,7 @@
 
 mod blocked;
 mod capture;
+mod channel;
 mod consent;
 mod dataplane;
 mod endure;

@@ -218,8 +218,8 @@ fn a_difference_that_lasts_ends_in_silence() {
     let (differing, a, b) = talked(true);
 
     assert_eq!((a, b), (0, 1));
-    // Ten minutes have five sessions and 360 packets; nothing comes on top of them.
-    assert!(differing <= agreeing + 40, "{differing} and {agreeing}");
+    // A session more or less may fall into the ten minutes; telling without end would be thousands.
+    assert!(differing <= agreeing + 150, "{differing} and {agreeing}");
 }
 
 /// Nothing is told to a peer without user data for 180 s, whatever is new.

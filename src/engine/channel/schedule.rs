@@ -63,6 +63,12 @@ impl DataKey {
     }
 }
 
+/// Makes a key for the tests of sealers and openers.
+#[cfg(test)]
+pub(crate) const fn data_key(bytes: [u8; 32]) -> DataKey {
+    DataKey(bytes)
+}
+
 impl fmt::Debug for DataKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DataKey")

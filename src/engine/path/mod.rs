@@ -150,6 +150,11 @@ impl PathAgent {
         self.current
     }
 
+    /// Tells whether the session was renewed while nobody used it, and is not used since.
+    pub const fn is_quiet(&self) -> bool {
+        self.is_quiet
+    }
+
     /// Returns which paths the agent wants.
     pub const fn mode(&self) -> Mode {
         self.mode

@@ -11,11 +11,14 @@ use crate::wire::channel::{Message, Suite, Suites};
 use crate::wire::control::Control;
 use crate::wire::drop::DropReason;
 
-/// Age of a session at which L, and H if L does not, makes the next one while a channel is in use:
-/// WireGuard's Rekey-After-Time, which the session itself does not reach for traffic that it does
-/// not see.
-const REKEY_LOW: Duration = Duration::from_secs(120);
+/// Age of a session at which L, and H if L does not, makes the next one while a channel is in use;
+/// the session itself does not see that traffic. Before WireGuard's Rekey-After-Time of 120 s, at
+/// which one of the sessions would begin by itself and so both at once.
+const REKEY_LOW: Duration = Duration::from_secs(115);
 const REKEY_HIGH: Duration = Duration::from_secs(130);
+
+/// A channel is in use while data went either way so recently.
+const IN_USE: Duration = Duration::from_secs(60);
 
 /// After this long of data from the peer and none to it, it is told that we are there: before it
 /// takes our silence for a lost session.
@@ -128,6 +131,11 @@ impl Peer {
 
     /// Tells what is to be said of the channel inside the session.
     pub(super) fn drain_channel(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
+        // One that was renewed for nobody needs no channel until somebody uses it.
+        if self.channel_waits && !self.path.is_quiet() {
+            self.channel_waits = false;
+            self.channel.handle_session(now);
+        }
         while let Some(message) = self.channel.poll_message() {
             let way = self.path.current().unwrap_or(Path::Relay);
             self.send_control(&Control::Channel(message), way, now, out);
@@ -137,16 +145,14 @@ impl Peer {
     /// Returns when a new session is to be made for the channel's sake; None while it is not in use.
     fn rekey_at(&self) -> Option<Instant> {
         let made = self.stats.last_handshake?;
-        let is_used = self.last_data().is_some_and(|at| at > made);
-        let is_making = self.session.is_initiating() || self.handshake.is_some();
-        if self.suite().is_none() || !is_used || is_making {
-            return None;
-        }
         let age = if self.channel.is_low() {
             REKEY_LOW
         } else {
             REKEY_HIGH
         };
-        Some(made + age)
+        let is_used = self.last_data().is_some_and(|at| at + IN_USE >= made + age);
+        let is_making = self.session.is_initiating() || self.handshake.is_some();
+        let is_wanted = self.suite().is_some() && is_used && !is_making;
+        is_wanted.then_some(made + age)
     }
 }

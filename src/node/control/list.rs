@@ -302,6 +302,7 @@ fn peer(own: &FullName, view: &PeerView) -> Peer {
         agent: own.to_string(),
         state: session(view.state),
         path: view.path.map(path_kind),
+        suite: view.suite,
         last_handshake: view.stats.last_handshake.map(wall),
         last_inbound: view.stats.last_received.map(wall),
         rx_bytes: view.stats.received,

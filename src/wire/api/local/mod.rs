@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{AgentId, Did, Label, NetworkId, OverlayIp, UnixTime};
 use crate::statement::Scope;
+use crate::wire::channel::Suite;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
 pub use owner::{AgentRevoked, Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
@@ -197,6 +198,8 @@ pub struct Peer {
     pub state: SessionState,
     /// None without a session.
     pub path: Option<PathKind>,
+    /// What our packets are sealed with past the session; None where the session itself seals them.
+    pub suite: Option<Suite>,
     pub last_handshake: Option<UnixTime>,
     /// Last authenticated packet from it: the health of the data path, whatever control says.
     pub last_inbound: Option<UnixTime>,

@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 
 use crate::dataplane::counters::Snapshot;
 use crate::dataplane::tables::{Realm, Tables};
+use crate::engine::ChannelEvent;
+use crate::engine::channel::Passed;
 use crate::id::OverlayIp;
 use crate::wire::drop::DropReason;
 
@@ -40,13 +42,31 @@ pub struct InPacket {
     pub bytes: Vec<u8>,
 }
 
+/// A TUN device as the worker takes it over.
+#[derive(Debug)]
+pub struct Device {
+    pub fd: OwnedFd,
+    /// Whether a virtio header stands before each packet, and packets may be longer than the MTU.
+    pub has_header: bool,
+    /// Whether UDP datagrams may be handed over merged.
+    pub has_udp_offload: bool,
+}
+
 /// What the worker has for the engine.
 #[derive(Debug)]
 pub enum FromWorker {
+    /// The first packet of our channel `id` opened: the peer has the keys.
+    ChannelUsed {
+        local: OverlayIp,
+        peer: OverlayIp,
+        id: u32,
+    },
     /// Datagrams of the underlay, with where they came from.
     Datagrams(Vec<(SocketAddr, Vec<u8>)>),
-    /// Packets to installed peers that passed the filter.
+    /// Packets to installed peers that passed the filter and that no channel seals.
     Packets(Vec<OutPacket>),
+    /// What channels carried since the last report.
+    Passed(Vec<Passed>),
     /// The agent's device is gone: somebody deleted it.
     TunGone(OverlayIp),
     /// A packet to an agent that is not installed; once it is, [`DataplaneHandle::resume`] it, so
@@ -60,9 +80,10 @@ pub(super) enum Command {
     AddTun {
         local: OverlayIp,
         realm: Realm,
-        fd: OwnedFd,
+        device: Device,
         done: oneshot::Sender<io::Result<()>>,
     },
+    Channel(ChannelEvent),
     Counters(oneshot::Sender<Snapshot>),
     Deliver(Vec<InPacket>),
     Inject {
@@ -85,6 +106,7 @@ impl Command {
             Self::Resume(packets) => packets.len(),
             Self::Send(datagrams) => datagrams.len(),
             Self::AddTun { .. }
+            | Self::Channel(_)
             | Self::Counters(_)
             | Self::Publish(..)
             | Self::RemoveTun(..)
@@ -134,6 +156,11 @@ impl DataplaneHandle {
         self.submit(Command::Deliver(packets));
     }
 
+    /// Makes, uses or ends a data channel; none is known before the tables name its pair.
+    pub fn change_channel(&self, event: ChannelEvent) {
+        self.submit(Command::Channel(event));
+    }
+
     /// Offers packets that came as [`FromWorker::Unknown`] again, now that their peer is published.
     pub fn resume(&self, packets: Vec<OutPacket>) {
         self.submit(Command::Resume(packets));
@@ -155,12 +182,12 @@ impl DataplaneHandle {
     }
 
     /// Hands over the TUN of `local`, which lives in `realm`; a former one is closed.
-    pub async fn add_tun(&self, local: OverlayIp, realm: Realm, fd: OwnedFd) -> io::Result<()> {
+    pub async fn add_tun(&self, local: OverlayIp, realm: Realm, device: Device) -> io::Result<()> {
         let (done, added) = oneshot::channel();
         self.submit(Command::AddTun {
             local,
             realm,
-            fd,
+            device,
             done,
         });
         added.await.unwrap_or_else(|_| Err(gone()))

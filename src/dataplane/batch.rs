@@ -1,0 +1,165 @@
+//! Pure: sealed packets on their way out, gathered so that one call of the kernel sends many.
+
+use std::{collections::VecDeque, net::SocketAddr};
+
+/// Packets of one call: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS).
+const MAX_PACKETS: usize = 64;
+
+/// Bytes of one call: the longest UDP payload over IPv4.
+const MAX_BYTES: usize = 65_507;
+
+/// Packets to one endpoint, all of one size but the last, which may be shorter.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) to: SocketAddr,
+    /// Size of each packet but the last.
+    pub(super) stride: usize,
+    pub(super) packets: usize,
+    is_over: bool,
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Batch {
+    /// Returns the packets, end to end.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    fn takes(&self, to: SocketAddr, size: usize) -> bool {
+        !self.is_over
+            && self.to == to
+            && size <= self.stride
+            && self.packets < MAX_PACKETS
+            && self.length + size <= MAX_BYTES
+    }
+}
+
+/// Batches in the order they are to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Batches {
+    waiting: VecDeque<Batch>,
+    /// Emptied ones, so that nothing is allocated again.
+    spare: Vec<Batch>,
+}
+
+impl Batches {
+    /// Returns room for a packet of `size` bytes to `to`, which the caller fills whole.
+    pub(super) fn place(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
+        if !self
+            .waiting
+            .back()
+            .is_some_and(|batch| batch.takes(to, size))
+        {
+            let mut batch = self.spare.pop().unwrap_or_else(|| Batch {
+                to,
+                stride: size,
+                packets: 0,
+                is_over: false,
+                bytes: vec![0; MAX_BYTES],
+                length: 0,
+            });
+            (batch.to, batch.stride, batch.is_over) = (to, size, false);
+            (batch.packets, batch.length) = (0, 0);
+            self.waiting.push_back(batch);
+        }
+        let batch = self.waiting.back_mut().expect("one was just pushed");
+        batch.packets += 1;
+        batch.is_over = size < batch.stride;
+        let start = batch.length;
+        batch.length += size;
+        batch
+            .bytes
+            .get_mut(start..start + size)
+            .expect("a packet is not longer than UDP carries")
+    }
+
+    /// Takes back the packet placed last.
+    pub(super) fn unplace(&mut self, size: usize) {
+        if let Some(batch) = self.waiting.back_mut() {
+            batch.packets -= 1;
+            batch.length -= size;
+            if batch.packets == 0 {
+                self.spare.extend(self.waiting.pop_back());
+            }
+        }
+    }
+
+    /// Tells whether a batch is complete, or more than one waits.
+    pub(super) fn is_due(&self) -> bool {
+        self.waiting.len() > 1
+    }
+
+    /// Returns the batch that is to be sent next.
+    pub(super) fn first(&self) -> Option<&Batch> {
+        self.waiting.front()
+    }
+
+    /// Forgets the batch that was sent.
+    pub(super) fn sent(&mut self) {
+        self.spare.extend(self.waiting.pop_front());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn to(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    fn shapes(batches: &Batches) -> Vec<(u16, usize, usize, usize)> {
+        let shape = |batch: &Batch| {
+            (
+                batch.to.port(),
+                batch.stride,
+                batch.packets,
+                batch.bytes().len(),
+            )
+        };
+        batches.waiting.iter().map(shape).collect()
+    }
+
+    #[test]
+    fn packets_of_one_size_and_endpoint_go_together() {
+        let mut batches = Batches::default();
+
+        for (port, size) in [(1, 100), (1, 100), (1, 40), (1, 100), (2, 100), (2, 200)] {
+            batches.place(to(port), size).fill(7);
+        }
+
+        let shapes = shapes(&batches);
+        let expected = [
+            (1, 100, 3, 240),
+            (1, 100, 1, 100),
+            (2, 100, 1, 100),
+            (2, 200, 1, 200),
+        ];
+        assert_eq!(shapes, expected);
+        assert!(batches.is_due() && batches.first().unwrap().bytes() == [7; 240]);
+    }
+
+    #[test]
+    fn a_batch_is_no_longer_than_the_kernel_takes() {
+        let mut batches = Batches::default();
+        for _ in 0..130 {
+            batches.place(to(1), 1312);
+        }
+        let long = shapes(&batches);
+        assert_eq!(long[0], (1, 1312, 49, 49 * 1312));
+
+        let mut batches = Batches::default();
+        for _ in 0..130 {
+            batches.place(to(1), 100);
+        }
+        assert_eq!(shapes(&batches)[0].2, MAX_PACKETS);
+        batches.sent();
+        batches.sent();
+        batches.sent();
+        assert!(batches.first().is_none());
+        batches.place(to(2), 10);
+        batches.unplace(10);
+        assert!(batches.first().is_none());
+    }
+}

@@ -1,0 +1,182 @@
+//! From the underlay to the TUNs.
+
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    ops::Range,
+};
+
+use nix::{sys::uio::writev, unistd};
+
+use crate::dataplane::offload::{Run, Takes, VIRTIO};
+use crate::dataplane::queue::{FromWorker, InPacket};
+use crate::dataplane::worker::{MAX_PACKET, RECEIVES, Worker};
+use crate::id::OverlayIp;
+use crate::policy::{Pair, Verdict};
+use crate::wire::datagram::Datagram;
+use crate::wire::drop::DropReason;
+
+impl Worker {
+    /// Receives a burst and hands it on: packets of channels to their TUNs, the rest to the engine.
+    pub(super) fn read_udp(&mut self) {
+        let mut other = Vec::new();
+        for slot in 0..RECEIVES {
+            let start = slot * MAX_PACKET;
+            let Some(buffer) = self.received.get_mut(start..start + MAX_PACKET) else {
+                break;
+            };
+            match self.udp.recv_many(buffer) {
+                Ok(received) => {
+                    let end = start + received.length;
+                    let mut at = start;
+                    while at < end || received.length == 0 {
+                        let next = (at + received.stride).min(end);
+                        self.take_datagram(received.from, at..next, &mut other);
+                        at = next;
+                        if received.length == 0 {
+                            break;
+                        }
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    // Reading it has taken the socket's pending error away.
+                    tracing::debug!(%error, "Datagram not received");
+                    break;
+                }
+            }
+        }
+        self.write_runs();
+        if !other.is_empty() {
+            self.offer(other.len(), FromWorker::Datagrams(other));
+        }
+    }
+
+    fn take_datagram(
+        &mut self,
+        from: SocketAddr,
+        place: Range<usize>,
+        other: &mut Vec<(SocketAddr, Vec<u8>)>,
+    ) {
+        let Some(datagram) = self.received.get_mut(place.clone()) else {
+            return;
+        };
+        self.seen.udp_in.count(datagram.len());
+        if Datagram::classify(datagram) != Some(Datagram::Channel) {
+            other.push((from, datagram.to_vec()));
+            return;
+        }
+        match self.channels.open(datagram) {
+            Ok(opened) => {
+                if let Some(id) = opened.first {
+                    let Pair { local, peer } = opened.pair;
+                    self.offer(1, FromWorker::ChannelUsed { local, peer, id });
+                }
+                let start = place.start;
+                let plain = start + opened.place.start..start + opened.place.end;
+                self.take_plain(opened.pair, plain, from);
+            }
+            Err(reason) => self.seen.drops.count(reason),
+        }
+    }
+
+    /// Takes a packet that a channel brought.
+    fn take_plain(&mut self, pair: Pair, place: Range<usize>, from: SocketAddr) {
+        let packet = self.received.get(place.clone()).unwrap_or_default();
+        self.channels.note_received(pair, packet.len() as u64, from);
+        match self.switch.inbound(pair, packet, self.now) {
+            Verdict::Pass => {
+                if self.merger.is_full() {
+                    self.write_runs();
+                }
+                let tun = self.tuns.get(&pair.local);
+                let takes = tun.map_or_else(Takes::default, |tun| Takes {
+                    tcp: tun.device.has_header,
+                    udp: tun.device.has_udp_offload,
+                });
+                self.merger.add(pair.local, &self.received, place, takes);
+                self.delivered(pair);
+            }
+            Verdict::Drop(reason) => self.seen.drops.count(reason),
+        }
+    }
+
+    fn delivered(&mut self, pair: Pair) {
+        if self.seen.delivered.get(&pair) != Some(&self.now) {
+            self.seen.delivered.insert(pair, self.now);
+        }
+    }
+
+    fn write_runs(&mut self) {
+        let Self {
+            merger,
+            received,
+            tuns,
+            seen,
+            ..
+        } = self;
+        merger.drain(|run| {
+            let Some(tun) = tuns.get(&run.local) else {
+                seen.drops.add(DropReason::TunMissing, run.packets() as u64);
+                return;
+            };
+            let head = run.head(received);
+            let parts = std::iter::once(&head[..])
+                .filter(|_| tun.device.has_header)
+                .chain(run.parts(received));
+            let parts = parts.map(IoSlice::new).collect::<Vec<_>>();
+            match writev(&tun.device.fd, &parts) {
+                Ok(_) => count_run(seen, run),
+                Err(errno) => {
+                    tracing::trace!(%errno, "Packets not written");
+                    seen.drops.add(DropReason::TunWrite, run.packets() as u64);
+                }
+            }
+        });
+    }
+
+    /// Delivers packets that the engine opened.
+    pub(super) fn deliver(&mut self, packets: Vec<InPacket>) {
+        for packet in packets {
+            let InPacket { local, peer, bytes } = packet;
+            let pair = Pair { local, peer };
+            match self.switch.inbound(pair, &bytes, self.now) {
+                Verdict::Pass => {
+                    if self.write_tun(local, &bytes) {
+                        self.seen.tun_out.count(bytes.len());
+                        self.delivered(pair);
+                    }
+                }
+                Verdict::Drop(reason) => self.seen.drops.count(reason),
+            }
+        }
+    }
+
+    /// Writes a packet to the TUN of `local`, or counts why not.
+    pub(super) fn write_tun(&mut self, local: OverlayIp, bytes: &[u8]) -> bool {
+        let Some(tun) = self.tuns.get(&local) else {
+            self.seen.drops.count(DropReason::TunMissing);
+            return false;
+        };
+        let written = if tun.device.has_header {
+            let parts = [IoSlice::new(&[0; VIRTIO]), IoSlice::new(bytes)];
+            writev(&tun.device.fd, &parts)
+        } else {
+            unistd::write(&tun.device.fd, bytes)
+        };
+        match written {
+            Ok(_) => true,
+            Err(errno) => {
+                tracing::trace!(%errno, "Packet not written");
+                self.seen.drops.count(DropReason::TunWrite);
+                false
+            }
+        }
+    }
+}
+
+fn count_run(seen: &mut crate::dataplane::Snapshot, run: &Run) {
+    seen.tun_out.packets += run.packets() as u64;
+    seen.tun_out.bytes += run.bytes() as u64;
+}

@@ -1,0 +1,253 @@
+//! From the TUNs to the underlay.
+
+use std::{io, net::SocketAddr};
+
+use nix::{
+    errno::Errno,
+    sys::epoll::{EpollEvent, EpollFlags},
+    unistd,
+};
+
+use crate::dataplane::crypt::OVERHEAD;
+use crate::dataplane::offload::{VIRTIO, VirtioHeader, split};
+use crate::dataplane::queue::{FromWorker, OutPacket};
+use crate::dataplane::switch::Outbound;
+use crate::dataplane::tables::Realm;
+use crate::dataplane::worker::{BATCH, UDP, Worker, tun_interest};
+use crate::id::OverlayIp;
+use crate::policy::Pair;
+use crate::wire::drop::DropReason;
+use crate::wire::ip::Ipv6View;
+
+/// Bytes read from one TUN before the others, and what arrives, have their turn.
+const BURST: usize = 256 << 10;
+
+impl Worker {
+    /// Reads a TUN until it is empty, or others have their turn.
+    pub(super) fn read_tun(&mut self, token: u64) {
+        let mut slow = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..BATCH {
+            // Looked up each time: a command cannot have removed it, but an error below may.
+            let Some((local, tun)) = self.tuns.iter().find(|(_, tun)| tun.token == token) else {
+                break;
+            };
+            let (local, realm, has_header) = (*local, tun.realm, tun.device.has_header);
+            let start = if has_header { 0 } else { VIRTIO };
+            let buffer = self.read.get_mut(start..).unwrap_or_default();
+            match unistd::read(&tun.device.fd, buffer) {
+                Ok(length) => {
+                    let end = start + length;
+                    if !has_header {
+                        self.read.get_mut(..VIRTIO).unwrap_or_default().fill(0);
+                    }
+                    self.take_read(realm, end, &mut slow);
+                    bytes += length;
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => {
+                    tracing::warn!(%errno, "A TUN device went away");
+                    self.remove_tun(local);
+                    self.lost.push(local);
+                }
+            }
+            if bytes >= BURST || self.is_blocked {
+                break;
+            }
+        }
+        self.flush();
+        self.hand_over(slow);
+    }
+
+    /// Takes what was read up to `end`: a header, and a packet or a super-packet.
+    fn take_read(&mut self, realm: Realm, end: usize, slow: &mut Vec<OutPacket>) {
+        let header = self.read.first_chunk().map(VirtioHeader::parse);
+        let packet = self.read.get(VIRTIO..end);
+        let (Some(header), Some(packet)) = (header, packet) else {
+            self.seen.drops.count(DropReason::IpLength);
+            return;
+        };
+        match self.switch.outbound(realm, packet, self.now) {
+            Outbound::ToPeer(pair) => self.send_out(pair, &header, end, slow),
+            Outbound::ToUnknown(pair) => {
+                for packet in self.pieces(pair, &header, end) {
+                    self.offer(1, FromWorker::Unknown(packet));
+                }
+            }
+            Outbound::Reset(reason, reset) => self.reset(reason, &reset),
+            Outbound::Drop(reason) => self.seen.drops.count(reason),
+        }
+    }
+
+    /// Seals a packet that may go, or leaves it to the engine.
+    fn send_out(
+        &mut self,
+        pair: Pair,
+        header: &VirtioHeader,
+        end: usize,
+        slow: &mut Vec<OutPacket>,
+    ) {
+        let Some((sealer, to)) = self.channels.sealer(&pair) else {
+            let packets = self.pieces(pair, header, end);
+            for packet in &packets {
+                self.seen.tun_in.count(packet.bytes.len());
+            }
+            slow.extend(packets);
+            return;
+        };
+        let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
+        let (seen, batches) = (&mut self.seen, &mut self.batches);
+        let (mut packets, mut bytes) = (0, 0);
+        let split = split(header, packet, |piece| {
+            let size = piece.len() + OVERHEAD;
+            if sealer.seal(piece, batches.place(to, size)) {
+                seen.tun_in.count(piece.len());
+                packets += 1;
+                bytes += piece.len() as u64;
+            } else {
+                batches.unplace(size);
+                seen.drops.count(DropReason::NoSession);
+            }
+        });
+        if let Err(reason) = split {
+            self.seen.drops.count(reason);
+        }
+        self.channels.note_sent(pair, packets, bytes);
+        if self.batches.is_due() {
+            self.flush_due();
+        }
+    }
+
+    /// Cuts what was read into packets for the engine.
+    fn pieces(&mut self, pair: Pair, header: &VirtioHeader, end: usize) -> Vec<OutPacket> {
+        let mut packets = Vec::new();
+        let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
+        let split = split(header, packet, |piece| {
+            packets.push(OutPacket {
+                local: pair.local,
+                peer: pair.peer,
+                bytes: piece.to_vec(),
+            });
+        });
+        if let Err(reason) = split {
+            self.seen.drops.count(reason);
+        }
+        packets
+    }
+
+    /// Sends what is complete; what is not may still grow.
+    fn flush_due(&mut self) {
+        while self.batches.is_due() && self.send_first() {}
+    }
+
+    /// Sends what waits; what the socket does not take stays, and no TUN is read until it does.
+    pub(super) fn flush(&mut self) {
+        while self.batches.first().is_some() {
+            if !self.send_first() {
+                return;
+            }
+        }
+        self.set_blocked(false);
+    }
+
+    /// Sends the first batch; false when the socket takes nothing now.
+    fn send_first(&mut self) -> bool {
+        let Some(batch) = self.batches.first() else {
+            return true;
+        };
+        match self.udp.send_many(batch.bytes(), batch.stride, batch.to) {
+            Ok(()) => {
+                self.seen.udp_out.packets += batch.packets as u64;
+                self.seen.udp_out.bytes += batch.bytes().len() as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.set_blocked(true);
+                return false;
+            }
+            Err(error) => {
+                tracing::trace!(%error, to = %batch.to, "Packets not sent");
+                let packets = batch.packets as u64;
+                self.seen.drops.add(DropReason::UdpSend, packets);
+            }
+        }
+        self.batches.sent();
+        true
+    }
+
+    /// Stops or goes on reading TUNs, and asks to be told when the socket takes packets again.
+    fn set_blocked(&mut self, is_blocked: bool) {
+        if self.is_blocked == is_blocked {
+            return;
+        }
+        self.is_blocked = is_blocked;
+        let mut interest = EpollFlags::EPOLLIN;
+        interest.set(EpollFlags::EPOLLOUT, is_blocked);
+        let changed = || {
+            let mut event = EpollEvent::new(interest, UDP);
+            self.epoll.modify(&self.udp, &mut event)?;
+            self.tuns.values().try_for_each(|tun| {
+                let mut event = EpollEvent::new(tun_interest(is_blocked), tun.token);
+                self.epoll.modify(&tun.device.fd, &mut event)
+            })
+        };
+        if let Err(errno) = changed() {
+            tracing::error!(%errno, "Cannot change what wakes the data plane");
+        }
+    }
+
+    /// Sends datagrams of the engine.
+    pub(super) fn send(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {
+        for (to, bytes) in datagrams {
+            match self.udp.send_to(bytes, *to) {
+                Ok(_) => self.seen.udp_out.count(bytes.len()),
+                Err(error) => {
+                    tracing::trace!(%error, %to, "Datagram not sent");
+                    self.seen.drops.count(DropReason::UdpSend);
+                }
+            }
+        }
+    }
+
+    /// Offers packets again that came when nobody knew their peer.
+    pub(super) fn resume(&mut self, packets: Vec<OutPacket>) {
+        let mut slow = Vec::with_capacity(packets.len());
+        for packet in packets {
+            let Some(tun) = self.tuns.get(&packet.local) else {
+                self.seen.drops.count(DropReason::TunMissing);
+                continue;
+            };
+            let realm = tun.realm;
+            let pair = Pair {
+                local: packet.local,
+                peer: packet.peer,
+            };
+            match self.switch.outbound(realm, &packet.bytes, self.now) {
+                Outbound::ToPeer(to) if to == pair => {
+                    self.seen.tun_in.count(packet.bytes.len());
+                    slow.push(packet);
+                }
+                Outbound::ToPeer(_) => self.seen.drops.count(DropReason::TunDestination),
+                Outbound::ToUnknown(_) => self.offer(1, FromWorker::Unknown(packet)),
+                Outbound::Reset(reason, reset) => self.reset(reason, &reset),
+                Outbound::Drop(reason) => self.seen.drops.count(reason),
+            }
+        }
+        self.hand_over(slow);
+    }
+
+    fn reset(&mut self, reason: DropReason, reset: &[u8]) {
+        self.seen.drops.count(reason);
+        if let Ok(view) = Ipv6View::parse(reset)
+            && let Ok(local) = OverlayIp::new(view.destination())
+        {
+            self.write_tun(local, reset);
+        }
+    }
+
+    fn hand_over(&mut self, batch: Vec<OutPacket>) {
+        if !batch.is_empty() {
+            self.offer(batch.len(), FromWorker::Packets(batch));
+        }
+    }
+}
