@@ -129,6 +129,14 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
+    /// Returns its sequence number.
+    pub fn seq(&self) -> u64 {
+        match self {
+            Self::Consent(consent) => consent.seq(),
+            Self::Request(request) => request.seq(),
+        }
+    }
+
     /// Tells whether the registry has no more use for `older` once it has this one.
     fn supersedes(&self, older: &Self) -> bool {
         match (self, older) {
@@ -158,6 +166,9 @@ pub struct Membership {
     pub suffix: Suffix,
     /// Highest sequence number used.
     pub seq: u64,
+    /// Highest sequence number that the registry took.
+    #[serde(default)]
+    pub taken: u64,
     /// Newest moment proven by statements of others.
     pub floor: UnixTime,
     pub seen: Seen,
@@ -238,6 +249,7 @@ impl Membership {
             chain: start.chain,
             suffix: start.suffix,
             seq: 0,
+            taken: 0,
             floor: UnixTime::default(),
             seen: Seen::default(),
             given: BTreeMap::new(),
@@ -299,16 +311,35 @@ impl Membership {
         claims: C,
     ) -> Result<Statement<C>, StatementError> {
         let now = self.clock(unix);
-        self.seq = now.as_millis().max(self.seq + 1);
+        let seq = self.next_seq(now);
         let network = Some(self.network);
         let head = Head {
             subject,
             network,
             issued: now,
             expires,
-            seq: self.seq,
+            seq,
         };
         Statement::sign(&self.identity, head, claims)
+    }
+
+    /// Returns the next sequence number: the time, and more than the last.
+    ///
+    /// Numbers ahead of the time are of a clock that was, and nobody took them. What the registry took
+    /// was right, though it be ahead of a clock that is behind now.
+    fn next_seq(&mut self, now: UnixTime) -> u64 {
+        let is_behind = self.seq > (now + OTHERS_AHEAD).as_millis();
+        let last = if is_behind { self.taken } else { self.seq };
+        self.seq = now.as_millis().max(last + 1);
+        if is_behind {
+            self.taken = self.seq;
+        }
+        self.seq
+    }
+
+    /// Takes that the registry took a statement of ours with this sequence number.
+    pub(crate) fn note_taken(&mut self, seq: u64) {
+        self.taken = self.taken.max(seq);
     }
 
     /// Signs our record as it is now; `gateways` are those we are attached to.
@@ -319,8 +350,8 @@ impl Membership {
     ) -> Result<Statement<Record>, Refused> {
         let member = self.member(unix)?;
         let now = self.clock(unix);
-        self.seq = now.as_millis().max(self.seq + 1);
-        self.signed.note(self.seq);
+        let seq = self.next_seq(now);
+        self.signed.note(seq);
         let claims = Record {
             name: member.name,
             tunnel: self.tunnel.public(),
@@ -328,9 +359,8 @@ impl Membership {
             chain: self.chain.clone(),
             ttl: LEASE.as_secs(),
         };
-        let (key, seq) = (&self.identity, self.seq);
         Ok(issue::record(
-            key,
+            &self.identity,
             self.network,
             seq,
             now,
@@ -349,8 +379,9 @@ impl Membership {
         {
             return Ok(false);
         }
-        let renewed = chain.with_admission(admission);
+        let renewed = chain.with_admission(admission.clone());
         renewed.verify(&self.network, self.revocations.held(), self.clock(unix))?;
+        self.learn_time(&admission);
         self.chain = renewed.links();
         Ok(true)
     }
@@ -371,7 +402,7 @@ impl Membership {
 
     /// Raises the clock's floor by a statement of another whose signature was checked.
     pub(crate) fn learn_time<C>(&mut self, statement: &Statement<C>) {
-        self.floor = self.floor.max(statement.issued().before(OTHERS_AHEAD));
+        self.floor = self.floor.max(statement.dated().before(OTHERS_AHEAD));
     }
 
     /// Takes a gateway's statement, signed by the registry or the domain root.

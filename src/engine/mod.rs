@@ -407,6 +407,14 @@ impl Engine {
         Some(record)
     }
 
+    /// Takes that the registry took a statement of an agent with this sequence number.
+    pub fn note_taken(&mut self, local: OverlayIp, seq: u64) {
+        if let Some(found) = self.locals.get_mut(&local) {
+            found.membership.note_taken(seq);
+            self.out.event(Event::Changed);
+        }
+    }
+
     /// Takes a renewed admission.
     pub fn set_admission(
         &mut self,

@@ -244,6 +244,9 @@ impl Sync {
             return Err(ClientError::Malformed(lapsed).into());
         };
         let lease = client.put_record(&caller(of), &record).await?;
+        let seq = record.seq();
+        let taken = move |core: &mut Core| core.engine.note_taken(local, seq);
+        self.handle.call(taken).await?;
         if let Some(admission) = lease.admission {
             let text = admission.text().to_owned();
             let set = move |core: &mut Core| core.engine.set_admission(local, &text, now());
@@ -306,7 +309,11 @@ impl Sync {
                     return Err(error.into());
                 }
                 Err(error) => warn!(%error, "The registry refused a statement for good"),
-                Ok(()) => {}
+                Ok(()) => {
+                    let seq = outgoing.seq();
+                    let taken = move |core: &mut Core| core.engine.note_taken(local, seq);
+                    self.handle.call(taken).await?;
+                }
             }
             self.handle
                 .call(move |core| core.engine.sent(local, &outgoing))

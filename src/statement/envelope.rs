@@ -167,7 +167,7 @@ impl<C: Claims> Statement<C> {
 
     /// Checks that the statement is neither expired nor from the future.
     pub fn check_time(&self, now: UnixTime) -> Result<(), StatementError> {
-        let dated = UnixTime::from_millis(self.body.seq).max(self.issued());
+        let dated = self.dated();
         if dated > now + AHEAD {
             return Err(StatementError::FromFuture(dated));
         }
@@ -186,6 +186,11 @@ impl<C: Claims> Statement<C> {
 }
 
 impl<C> Statement<C> {
+    /// Returns when it was signed: its sequence number tells that to the millisecond.
+    pub fn dated(&self) -> UnixTime {
+        UnixTime::from_millis(self.body.seq).max(self.issued())
+    }
+
     /// Returns the compact JWT.
     pub fn text(&self) -> &str {
         &self.text

@@ -164,7 +164,16 @@ pub(crate) fn start_node(host: &Host) -> Proc {
 
 /// Starts a node with more flags.
 pub(crate) fn start_node_with(host: &Host, flags: &str) -> Proc {
-    let node = host.start(&format!("exec agentnet up {flags}"));
+    answering(host, &format!("exec agentnet up {flags}"))
+}
+
+/// Starts a node with more environment.
+pub(crate) fn start_node_by(host: &Host, environment: &str) -> Proc {
+    answering(host, &format!("exec env {environment} agentnet up"))
+}
+
+fn answering(host: &Host, line: &str) -> Proc {
+    let node = host.start(line);
     wait_for("the node answers", || host.run("agentnet status").code == 0);
     node
 }

@@ -30,4 +30,5 @@ mod surroundings;
 mod topology;
 mod traffic;
 mod versions;
+mod wall_clock;
 mod world;

@@ -13,6 +13,8 @@ thread_local! {
     /// Time since both epochs; `None` on a thread that simulates nothing.
     static NOW: Cell<Option<Duration>> = const { Cell::new(None) };
     static RANDOM: Cell<u64> = const { Cell::new(0) };
+    /// Seconds by which the wall clock is wrong.
+    static SKEW: Cell<i64> = const { Cell::new(0) };
 }
 
 /// When every simulation begins: 2027, after all that is built today.
@@ -40,6 +42,23 @@ impl Simulation {
 impl Drop for Simulation {
     fn drop(&mut self) {
         NOW.set(None);
+    }
+}
+
+/// A wall clock that is wrong, until dropped; the monotonic one is right.
+#[derive(Debug)]
+pub(crate) struct Skew(i64);
+
+impl Skew {
+    /// Sets the wall clock `seconds` ahead of what it should be.
+    pub(crate) fn of(seconds: i64) -> Self {
+        Self(SKEW.replace(seconds))
+    }
+}
+
+impl Drop for Skew {
+    fn drop(&mut self) {
+        SKEW.set(self.0);
     }
 }
 
@@ -113,7 +132,10 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
         // SAFETY: the caller gave a place for a timespec.
         return unsafe { enter_kernel(libc::SYS_clock_gettime, args) } as i32;
     };
-    let (tv_sec, tv_nsec) = (now.as_secs() as i64, i64::from(now.subsec_nanos()));
+    let (mut tv_sec, tv_nsec) = (now.as_secs() as i64, i64::from(now.subsec_nanos()));
+    if clock == libc::CLOCK_REALTIME {
+        tv_sec += SKEW.try_with(Cell::get).unwrap_or_default();
+    }
     // SAFETY: the caller gave a place for a timespec.
     unsafe { time.write(libc::timespec { tv_sec, tv_nsec }) };
     0

@@ -14,4 +14,5 @@ mod network;
 mod pair;
 mod paths;
 mod session;
+mod skew;
 mod twin;

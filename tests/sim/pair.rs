@@ -21,7 +21,7 @@ use agentnet::{
     wire::drop::DropReason,
 };
 
-use crate::clock::Simulation;
+use crate::clock::{Simulation, Skew};
 use crate::hostile::evil::Evil;
 
 /// More rounds than any exchange takes; a loop names its culprit instead of hanging.
@@ -57,6 +57,8 @@ pub(crate) struct Host {
     pub(crate) pongs: usize,
     /// How often its engine reported a registry that keeps something back.
     pub(crate) withheld: usize,
+    /// Seconds by which its wall clock is ahead.
+    pub(crate) skew: i64,
     /// False while nothing it sends arrives.
     pub(crate) is_online: bool,
     /// What is on its disk: the state as it was when the engine last said that it changed.
@@ -210,6 +212,7 @@ impl World {
             received: vec![],
             pongs: 0,
             withheld: 0,
+            skew: 0,
             is_online: true,
             kept: String::new(),
         };
@@ -222,7 +225,9 @@ impl World {
     pub(crate) fn restart(&mut self, name: &'static str) {
         let seed = self.next_seed();
         let host = self.hosts.get_mut(name).unwrap();
+        let clock = Skew::of(host.skew);
         host.engine = Engine::new(serde_json::from_str(&host.kept).unwrap(), seed, now());
+        drop(clock);
         self.run();
     }
 
@@ -239,6 +244,7 @@ impl World {
             received: vec![],
             pongs: 0,
             withheld: 0,
+            skew: 0,
             is_online: true,
             kept,
         };
@@ -261,10 +267,10 @@ impl World {
         change: impl FnOnce(&mut Membership, UnixTime) -> Result<(), TrustError>,
     ) {
         let host = self.host(name);
-        host.engine
-            .change(host.local, now(), change)
-            .unwrap()
-            .unwrap();
+        let clock = Skew::of(host.skew);
+        let changed = host.engine.change(host.local, now(), change);
+        changed.unwrap().unwrap();
+        drop(clock);
         self.run();
     }
 
@@ -283,7 +289,9 @@ impl World {
         let (source, target) = (self.local(from), self.local(to));
         let packet = udp(source, target, payload);
         let host = self.host(from);
+        let clock = Skew::of(host.skew);
         host.engine.handle_packet(source, target, &packet, now());
+        drop(clock);
         self.run();
     }
 
@@ -315,7 +323,8 @@ impl World {
             );
             let time = now();
             for host in self.hosts.values_mut() {
-                host.engine.handle_timeout(time);
+                let _clock = Skew::of(host.skew);
+                host.engine.handle_timeout(now());
             }
             if let Some(gateway) = &mut self.gateway {
                 gateway.handle_timeout(time.now, time.unix);
@@ -349,6 +358,7 @@ impl World {
     fn drain(&mut self, name: &'static str) -> bool {
         let gateway_at = self.gateway_at;
         let host = self.hosts.get_mut(name).unwrap();
+        let clock = Skew::of(host.skew);
         let mut busy = false;
         let (mut outbox, mut wire) = (false, VecDeque::new());
         while let Some(event) = host.engine.poll_event() {
@@ -390,6 +400,7 @@ impl World {
             assert!(host.kept == host.state(), "{name} sent too early");
         }
         let (at, is_online) = (host.at, host.is_online);
+        drop(clock);
         for transmit in wire {
             busy = true;
             self.wire.push((at, transmit.to, transmit.bytes.clone()));
@@ -425,15 +436,17 @@ impl World {
         let is_open = self.is_open && self.longest_direct.is_none_or(|most| bytes.len() <= most);
         let mut hosts = self.hosts.values_mut().filter(|h| h.is_online);
         if let Some(host) = hosts.find(|h| h.at == to).filter(|_| is_open) {
-            host.engine.handle_datagram(from, &bytes, time);
+            let _clock = Skew::of(host.skew);
+            host.engine.handle_datagram(from, &bytes, now());
         }
     }
 
     /// Does what a registry does: takes the outbox, gives each statement to whom it concerns.
     fn forward(&mut self, name: &'static str) {
         let host = self.host(name);
-        let (local, time) = (host.local, now());
-        let record = host.engine.record(local, time).unwrap();
+        let (local, clock) = (host.local, Skew::of(host.skew));
+        let record = host.engine.record(local, now()).unwrap();
+        drop(clock);
         for outgoing in host.engine.outbox(local) {
             self.host(name).engine.sent(local, &outgoing);
             let (kind, text) = match &outgoing {
@@ -459,7 +472,9 @@ impl World {
                         )
                     }
                 };
+                let _clock = Skew::of(host.skew);
                 if host.engine.membership(host.local).unwrap().id().did() == to {
+                    let time = now();
                     drop(host.engine.handle_statement(host.local, kind, text, time));
                     let record = record.text();
                     drop(
@@ -481,6 +496,7 @@ impl World {
             busy = true;
             self.wire.push((self.gateway_at, to, bytes.clone()));
             if let Some(host) = self.hosts.values_mut().find(|h| h.at == to && h.is_online) {
+                let _clock = Skew::of(host.skew);
                 host.engine.handle_datagram(self.gateway_at, &bytes, now());
             }
         }

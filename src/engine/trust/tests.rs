@@ -405,3 +405,41 @@ fn the_clock_never_falls_behind_what_others_proved() {
         late.before(Duration::from_secs(60))
     );
 }
+
+/// What was signed while a clock was ahead nobody took: it does not count once the clock is right.
+#[test]
+fn a_clock_that_was_ahead_leaves_no_mark() {
+    let (mut a, mut b) = trusting();
+    let record = a.sign_record(vec![], NOW).unwrap();
+    a.note_taken(record.seq());
+    let ahead = NOW + 5 * 86_400 * SECOND;
+    let wrong = a.sign_record(vec![], ahead).unwrap();
+    assert!(b.take_record(wrong.text(), NOW).is_err());
+
+    let later = NOW + 300 * SECOND;
+    let right = a.sign_record(vec![], later).unwrap();
+
+    assert_eq!(right.seq(), later.as_millis());
+    assert!(b.take_record(right.text(), later).is_ok());
+}
+
+/// A clock that went back leads to no number below those that were taken, and none twice.
+#[test]
+fn a_clock_that_went_back_repeats_no_number() {
+    let mut a = membership(10, "a");
+    let day = NOW + 86_400 * SECOND;
+    let record = a.sign_record(vec![], day).unwrap();
+    a.note_taken(record.seq());
+
+    let mut last = record.seq();
+    for _ in 0..3 {
+        let next = a.sign_record(vec![], NOW).unwrap();
+        assert!(next.seq() > last);
+        last = next.seq();
+    }
+    let right = day + 60 * SECOND;
+    assert_eq!(
+        a.sign_record(vec![], right).unwrap().seq(),
+        right.as_millis()
+    );
+}

@@ -6,6 +6,7 @@
 
 mod chain;
 #[path = "../../sim/clock.rs"]
+#[expect(dead_code, reason = "no clock is wrong here")]
 mod clock;
 mod disk;
 mod engine;

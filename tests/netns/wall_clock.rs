@@ -1,0 +1,121 @@
+//! Wall clocks that are set while data flows. Linux has no namespace for the wall clock, so the node
+//! is started with a library before libc's that adds a host's own offset to it.
+
+use std::{fs, time::Duration};
+
+use crate::{
+    lab::{Lab, address, in_lab, start_node_by, status},
+    motion::wait_for_path,
+    stream::{ALLOW, Stream},
+    world::{World, now, recovered, wait_for},
+};
+
+/// Adds the seconds in the file `$SKEW` to the wall clock of the program it is preloaded into.
+const SKEW: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int file = -1;
+    int result = syscall(SYS_clock_gettime, clock, time);
+    if (clock == CLOCK_REALTIME) {
+        char text[32] = {0};
+        if (file < 0) file = open(getenv("SKEW"), O_RDONLY | O_CLOEXEC);
+        if (pread(file, text, sizeof text - 1, 0) > 0) time->tv_sec += atoll(text);
+    }
+    return result;
+}
+"#;
+
+/// What starts node A with a wall clock that [`set_clock`] sets.
+const SKEWED: &str = "SKEW=/mnt/skew LD_PRELOAD=/mnt/skew.so";
+
+const DAY: i64 = 86_400;
+
+/// No packet is lost when a clock is set; what may be lost is this machine's.
+const SET: Duration = Duration::from_secs(1);
+
+/// Longest outage after a restart with a wrong clock. One that is ahead keeps a node from its gateway,
+/// so its peer has to notice by 5 s of silence.
+const RESTART: Duration = Duration::from_secs(8);
+
+/// Sets the wall clock of node A ahead of everybody else's.
+fn set_clock(seconds: i64) {
+    // In place, since the library keeps the file open; padded, so that nothing longer is left.
+    fs::write(World::path("skew"), format!("{seconds:<20}")).unwrap();
+}
+
+/// Starts node A anew with a clock that can be set, and a stream from it that goes directly.
+fn streaming(lab: &mut Lab) -> Stream {
+    fs::write(World::path("skew.c"), SKEW).unwrap();
+    let a = &lab.site.a;
+    a.ok("cc -shared -fPIC -o /mnt/skew.so /mnt/skew.c");
+    set_clock(0);
+    lab.node_a.take().unwrap().stop();
+    lab.node_a = Some(start_node_by(a, SKEWED));
+    lab.trust(ALLOW);
+    let stream = Stream::start(a, &lab.site.b, &address(&lab.site.b));
+    stream.flows();
+    wait_for_path(lab, "direct");
+    stream
+}
+
+/// Issue 3: a clock jumps forward and back by minutes and days; data goes on, and the registry, which
+/// does not believe such a clock, is there again when it is right.
+#[test]
+fn data_goes_on_when_a_clock_is_set() {
+    in_lab(|lab| {
+        let stream = streaming(lab);
+        for (what, seconds) in [
+            ("10 minutes ahead", 600),
+            ("5 days ahead", 5 * DAY),
+            ("set right", 0),
+            ("5 days back", -5 * DAY),
+            ("set right again", 0),
+        ] {
+            let since = now();
+            set_clock(seconds);
+            lab.site.a.ok("agentnet ping b --count 3");
+            let outage = stream.outage_since(since);
+            recovered(&format!("clock {what}"), outage);
+            assert!(outage < SET, "{what}: {outage:?}");
+        }
+        wait_for("the registry is connected", || {
+            status(&lab.site.a)["agents"][0]["registry"]["state"] == "connected"
+        });
+    });
+}
+
+/// The same when either node crashes while the clock is wrong.
+#[test]
+fn a_restart_while_a_clock_is_wrong_takes_no_longer() {
+    in_lab(|lab| {
+        let stream = streaming(lab);
+        for (what, seconds) in [("5 days ahead", 5 * DAY), ("5 days back", -5 * DAY)] {
+            set_clock(seconds);
+            let since = now();
+            lab.node_a.take().unwrap().kill();
+            lab.node_a = Some(start_node_by(&lab.site.a, SKEWED));
+            let outage = stream.outage_since(since);
+            recovered(&format!("restart of node A, its clock {what}"), outage);
+            assert!(outage < RESTART, "{what}: {outage:?}");
+
+            let since = now();
+            lab.node_b.take().unwrap().kill();
+            lab.node_b = Some(start_node_by(&lab.site.b, ""));
+            let outage = stream.outage_since(since);
+            recovered(&format!("restart of node B, A's clock {what}"), outage);
+            assert!(outage < RESTART, "{what}: {outage:?}");
+
+            set_clock(0);
+            wait_for("gateway and registry have it again", || {
+                let agent = &status(&lab.site.a)["agents"][0];
+                agent["registry"]["state"] == "connected"
+                    && agent["gateway"]["state"] == "connected"
+            });
+        }
+    });
+}
