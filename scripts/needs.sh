@@ -19,6 +19,7 @@ package_of() {
     nsenter | setpriv | unshare) echo util-linux ;;
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;
+    turnserver) echo coturn ;;
     *) echo "$1" ;;
   esac
 }

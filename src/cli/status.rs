@@ -4,7 +4,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
 use crate::cli::text::{indented, list, millis, span, until};
-use crate::wire::api::local::{AgentStatus, GatewayStatus, LinkState, Status};
+use crate::wire::api::local::{AgentStatus, GatewayStatus, LinkState, NatMapping, Status};
 
 /// Show this node and its agents, and what needs attention
 #[derive(Args, Debug)]
@@ -36,6 +36,9 @@ impl Show for Status {
         }
         if self.agents.is_empty() {
             parts.push("no agent yet; join a network: agentnet join --token-file FILE".to_owned());
+        }
+        if !self.stun.is_empty() {
+            parts.push(self.stun_text());
         }
         if !self.drops.is_empty() {
             let drops = self.drops.iter().map(|(reason, n)| format!("{reason} {n}"));
@@ -81,6 +84,21 @@ impl Status {
         ];
         let lines = lines.map(|(name, value)| format!("{name:<12}{value}"));
         lines.join("\n")
+    }
+
+    fn stun_text(&self) -> String {
+        let seen = self.stun.iter().map(|stun| match stun.observed {
+            Some(at) => format!("{} sees us at {at}", stun.server),
+            None => format!("{} does not answer", stun.server),
+        });
+        let mapping = match self.nat_mapping {
+            Some(NatMapping::EndpointDependent) => {
+                "the NAT maps by destination: peers behind such a one too are not reached directly"
+            }
+            Some(NatMapping::EndpointIndependent) => "one endpoint for all destinations",
+            None => "how the NAT maps is not known",
+        };
+        format!("STUN: {}; {mapping}", seen.collect::<Vec<_>>().join(", "))
     }
 
     fn registry_text(&self, agent: &AgentStatus) -> String {

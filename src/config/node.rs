@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,10 +68,12 @@ impl DnsMode {
 }
 
 /// Which ways packets to peers may take.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PathSettings {
     pub mode: PathMode,
+    /// STUN servers that are asked where they see this host.
+    pub stun: Vec<SocketAddr>,
 }
 
 /// Which paths a node wants, and so whether peers learn where it is.
@@ -183,6 +185,7 @@ impl Settings for NodeSettings {
         "udp.port",
         "dns.mode",
         "path.mode",
+        "path.stun",
         "channel.suite",
         "log.level",
         "log.format",
@@ -198,7 +201,7 @@ pub struct NodeConfig {
     /// UDP port of the underlay.
     pub port: u16,
     pub dns: DnsMode,
-    pub path: PathMode,
+    pub path: PathSettings,
     pub suite: SuiteChoice,
     pub log: LogSettings,
 }
@@ -212,7 +215,7 @@ impl NodeConfig {
             suffix: settings.suffix,
             port: settings.udp.port,
             dns: settings.dns.mode,
-            path: settings.path.mode,
+            path: settings.path,
             suite: settings.channel.suite,
             log: settings.log,
         }

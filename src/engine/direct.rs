@@ -36,6 +36,10 @@ pub(super) fn limits() -> Limits {
 impl Engine {
     /// Takes a datagram that is of no gateway: installed peers may speak to us, nobody else.
     pub(super) fn handle_direct(&mut self, from: SocketAddr, bytes: &[u8], time: Time) {
+        if Datagram::classify(bytes) == Some(Datagram::Stun) {
+            self.handle_stun(from, bytes, time);
+            return;
+        }
         let found = match Datagram::classify(bytes) {
             Some(Datagram::WireGuard(WireGuard::Initiation)) => {
                 if !self.handshakes.take(Source::of(from), time.now) {
@@ -101,6 +105,7 @@ impl Engine {
 
     /// Takes that our network changed, or that we slept: every way is looked for anew.
     pub fn handle_network_change(&mut self, time: Time) {
+        self.restart_observers(time);
         for local in self.locals.values_mut() {
             local.change_network(time, &mut self.out);
         }
@@ -110,6 +115,7 @@ impl Engine {
     /// when it fell asleep is spoken to at once, for what we shared with it may be out of date.
     pub fn handle_resume(&mut self, slept: Duration, time: Time) {
         let since = time.now.checked_sub(slept + TALKING);
+        self.restart_observers(time);
         for local in self.locals.values_mut() {
             local.change_network(time, &mut self.out);
             local.wake_all(since, time, &mut self.out);

@@ -46,6 +46,8 @@ pub(crate) struct Local {
     hosts: Vec<SocketAddr>,
     /// Where the gateway last saw us; None before the first attachment in this network.
     reflexive: Option<SocketAddr>,
+    /// Where others saw us, whom we asked.
+    observed: Vec<SocketAddr>,
     /// Our id of the hop that told; None before the first attachment.
     told_by: Option<u32>,
     /// Whether the gateway carried frames when paths were last told.
@@ -81,6 +83,7 @@ impl Local {
             suites: Suites::NONE,
             hosts: Vec::new(),
             reflexive: None,
+            observed: Vec::new(),
             told_by: None,
             had_relay: false,
             own_record: None,
@@ -355,6 +358,13 @@ impl Local {
             attachment.set_record(record.text().to_owned(), time.now);
         }
         Ok(())
+    }
+
+    /// Tells whether a record that the gateway refused is to be shown again now.
+    pub(crate) fn is_refused_record_due(&self, now: Instant) -> bool {
+        let is_due = |a: &Attachment| a.poll_timeout().is_some_and(|(at, _)| at <= now);
+        let attachment = self.attachment.as_ref();
+        attachment.is_some_and(|a| a.refused().is_some() && !a.is_attached() && is_due(a))
     }
 
     /// Returns the gateways our record names.

@@ -21,6 +21,7 @@ pub mod path;
 mod peer;
 pub mod revoked;
 pub mod session;
+pub mod stun;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trust;
@@ -48,6 +49,7 @@ use crate::engine::{
     local::Local,
     membership::{Left, Membership, Outgoing, Refused, State, remember},
     path::Mode,
+    stun::Observers,
     trust::{Taken, TrustError},
 };
 use crate::id::{Did, FullName, IdentityKey, OverlayIp, UnixTime};
@@ -91,6 +93,7 @@ pub struct Engine {
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
     handshakes: Limits,
+    observers: Observers,
 }
 
 impl Engine {
@@ -108,6 +111,7 @@ impl Engine {
             suites: Suites::NONE,
             hosts: Vec::new(),
             handshakes: direct::limits(),
+            observers: Observers::default(),
         };
         for membership in state.memberships {
             engine.add(membership, time);
@@ -303,9 +307,14 @@ impl Engine {
         }
         for local in self.locals.values_mut() {
             if local.poll_timeout().is_some_and(|(at, _)| at <= time.now) {
+                // The record that was refused may have been signed by a clock that was wrong.
+                if local.is_refused_record_due(time.now) && local.present(time).is_ok() {
+                    self.out.event(Event::Changed);
+                }
                 local.handle_timeout(time, &mut self.out);
             }
         }
+        self.ask_observers(time);
         self.report_withheld(time);
         self.follow_twins(time);
     }
@@ -545,6 +554,7 @@ impl Engine {
         self.locals
             .values()
             .filter_map(Local::poll_timeout)
+            .chain(self.observers_due())
             .chain(settle)
             .min()
     }

@@ -24,12 +24,16 @@ use crate::wire::a2g::{HEADER, Reset, gateway_address};
 use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};
+use crate::wire::stun::{self, Message};
 
 /// Datagrams waiting to be sent; the shell empties the queue after every input.
 const MAX_TRANSMIT: usize = 4096;
 
 /// Sources remembered apart by the limit of Resets.
 const MAX_SOURCES: usize = 16_384;
+
+/// STUN answers a second for one source (protocol.md section 4): forging it pays nobody.
+const STUN_PER_SECOND: u32 = 10;
 
 /// After a restart this many agents are told at once, and as many again after the pause.
 const RECOVERY_BATCH: usize = 256;
@@ -72,6 +76,7 @@ pub struct Core {
     guests: Guests,
     hops: Hops,
     reset_limits: Limits,
+    stun_limits: Limits,
     rng: ChaCha20Rng,
     transmit: VecDeque<(SocketAddr, Vec<u8>)>,
     recovered: VecDeque<RecoveredHop>,
@@ -101,6 +106,7 @@ impl Core {
             guests: Guests::new(keys.tunnel, limits, guests_rng),
             hops: Hops::new(config.lease),
             reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
+            stun_limits: Limits::new(STUN_PER_SECOND, STUN_PER_SECOND, MAX_SOURCES),
             rng,
             transmit: VecDeque::new(),
             recovered: VecDeque::new(),
@@ -190,7 +196,8 @@ impl Core {
                 Guested::Nothing => {}
                 Guested::Send(bytes) => self.send(from, bytes),
             },
-            Some(Datagram::Channel | Datagram::Discover | Datagram::Stun) | None => {
+            Some(Datagram::Stun) => self.handle_stun(from, &bytes, now),
+            Some(Datagram::Channel | Datagram::Discover) | None => {
                 self.drops.count(DropReason::DatagramUnknown);
             }
         }
@@ -252,6 +259,19 @@ impl Core {
                 .map(|(reason, n)| (reason.label().to_owned(), n))
                 .collect(),
             attachments: attachments.collect(),
+        }
+    }
+
+    /// Tells whoever asks, within the limit of its source, where it was seen.
+    fn handle_stun(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+        match stun::parse(bytes) {
+            Some(Message::Request(request)) if self.stun_limits.take(Source::of(from), now) => {
+                self.send(from, request.answer(from));
+            }
+            Some(Message::Request(_)) => self.drops.count(DropReason::StunLimited),
+            Some(Message::Refused(_) | Message::Success { .. }) | None => {
+                self.drops.count(DropReason::DatagramMalformed);
+            }
         }
     }
 

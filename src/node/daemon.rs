@@ -1,6 +1,6 @@
 //! The node daemon: puts the parts together, keeps them, and takes them apart.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{
@@ -39,6 +39,9 @@ const MAX_AGENTS: usize = 1024;
 
 /// Changes of agents that may wait.
 const MAX_CHANGES: usize = 16;
+
+/// Pause before a device that could not be made anew is tried again.
+const DEVICE_RETRY: Duration = Duration::from_secs(5);
 
 /// Port of a name server (RFC 1035 section 4.2).
 const DNS_PORT: u16 = 53;
@@ -83,6 +86,7 @@ struct Daemon {
     running: BTreeMap<OverlayIp, Running>,
     facts: watch::Sender<BTreeMap<OverlayIp, Facts>>,
     sent: Arc<Notify>,
+    device_lost: Arc<Notify>,
 }
 
 /// Runs a node until `shutdown` ends or somebody asks it to stop; `ready` is called once it answers.
@@ -101,8 +105,11 @@ pub async fn run(
     let (lookups, wanted) = mpsc::channel(MAX_AGENTS);
     let memberships = state.memberships.clone();
     let mut core = Core::new(store, state, random::seed(), plane, lookups);
-    core.engine.set_path_mode(path_mode(config.path), now());
+    core.engine
+        .set_path_mode(path_mode(config.path.mode), now());
+    core.engine.set_stun_servers(&config.path.stun, now());
     core.engine.set_suites(suites(config.suite));
+    let device_lost = core.device_lost();
     let driver = tokio::spawn(driver::run(core, jobs, worker));
     let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
     let network = tokio::spawn(network::follow(handle.clone(), port));
@@ -127,6 +134,7 @@ pub async fn run(
         running: BTreeMap::new(),
         facts,
         sent: Arc::clone(&node.sent),
+        device_lost,
     };
     let mut up = daemon.bring_up(memberships).await;
     if up.is_ok() {
@@ -208,12 +216,14 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         tokio::pin!(shutdown);
         let handle = self.handle.clone();
+        let device_lost = Arc::clone(&self.device_lost);
         loop {
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
                 () = stop.notified() => return Ok(()),
                 // A daemon without its engine looks alive and carries nothing: better to be restarted.
                 () = handle.stopped() => return Err(Stopped.into()),
+                () = device_lost.notified() => self.restore_devices().await?,
                 change = changes.recv() => match change {
                     // Nobody waits for the answer of a caller that went away.
                     Some(Change::Add(membership, done)) => {
@@ -245,6 +255,41 @@ impl Daemon {
         let device = agent::bring_up(&self.handle, local).await?;
         self.start(local, membership, Some(device)).await?;
         self.renew_names().await
+    }
+
+    /// Makes those devices anew that somebody took away.
+    async fn restore_devices(&mut self) -> Result<(), Stopped> {
+        let lost = self.handle.call(|core| core.lost_devices()).await?;
+        for local in lost {
+            match agent::bring_up(&self.handle, local).await {
+                Ok(device) => {
+                    if let Some(running) = self.running.get_mut(&local) {
+                        running.facts.device = Some(device);
+                    }
+                    let back = move |core: &mut Core| core.device_is_back(local);
+                    self.handle.call(back).await?;
+                }
+                Err(error) => {
+                    error!(%error, "A network device that was removed cannot be made anew");
+                    let again = Arc::clone(&self.device_lost);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(DEVICE_RETRY).await;
+                        again.notify_one();
+                    });
+                }
+            }
+        }
+        if let Err(failed) = self.renew_names().await {
+            warn!(%failed, "Names are not answered");
+        }
+        self.publish_facts();
+        Ok(())
+    }
+
+    fn publish_facts(&self) {
+        let all = self.running.iter();
+        let all = all.map(|(local, running)| (*local, running.facts.clone()));
+        self.facts.send_replace(all.collect());
     }
 
     async fn remove(&mut self, local: OverlayIp) -> Option<Membership> {
@@ -291,6 +336,7 @@ impl Daemon {
         .abort_handle();
         let facts = Facts {
             device,
+            deaf: None,
             url: membership.url.clone(),
             link: seen,
         };
@@ -303,11 +349,7 @@ impl Daemon {
                 registry,
             },
         );
-        let all = self
-            .running
-            .iter()
-            .map(|(local, r)| (*local, r.facts.clone()));
-        self.facts.send_replace(all.collect());
+        self.publish_facts();
         Ok(())
     }
 
@@ -336,8 +378,13 @@ impl Daemon {
         search.dedup();
         // The resolvers listen before anybody is told to ask them.
         let before = self.dns.look(&servers)?;
-        self.start_resolvers(&before, &search).await?;
-        self.dns.apply(&servers, &search)?;
+        let started = self.start_resolvers(&before, &search).await;
+        self.publish_facts();
+        started?;
+        let answers = |running: &Running| running.resolver.is_some();
+        let answering = self.running.iter().filter(|(_, r)| answers(r));
+        let answering = answering.map(|(local, _)| local.ip()).collect::<Vec<_>>();
+        self.dns.apply(&answering, &search)?;
         Ok(())
     }
 
@@ -355,6 +402,7 @@ impl Daemon {
             [] => Upstream::Refuse,
             servers => Upstream::Forward(servers.to_vec()),
         };
+        let mut refused = None;
         for (local, running) in &mut self.running {
             if running.facts.device.is_none() {
                 continue;
@@ -368,11 +416,21 @@ impl Daemon {
                 upstream,
             };
             let names = Arc::new(Names::new(self.handle.clone()));
-            let resolver = Resolver::start(settings, names).await;
-            running.resolver =
-                Some(resolver.map_err(|error| DaemonError::Resolver(listen, error))?);
+            match Resolver::start(settings, names).await {
+                Ok(resolver) => {
+                    running.resolver = Some(resolver);
+                    running.facts.deaf = None;
+                }
+                Err(error) => {
+                    error!(%error, "Names are not answered at an agent's address");
+                    running.facts.deaf = Some(error.to_string());
+                    refused = Some(DaemonError::Resolver(listen, error));
+                }
+            }
         }
-        Ok(())
+        // Each resolver answers for all agents of the host.
+        let answers = self.running.values().any(|r| r.resolver.is_some());
+        refused.filter(|_| !answers).map_or(Ok(()), Err)
     }
 
     fn revert_dns(&self) {

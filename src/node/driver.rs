@@ -97,6 +97,8 @@ pub struct Core {
     unsaved: Option<String>,
     /// Agents whose device somebody took away.
     lost_devices: BTreeSet<OverlayIp>,
+    /// Told when there are some.
+    device_lost: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Core {
@@ -127,12 +129,28 @@ impl Core {
             gateways,
             unsaved: None,
             lost_devices: BTreeSet::new(),
+            device_lost: Arc::new(Notify::new()),
         }
     }
 
     /// Returns why the state could not be written; None when all is on disk.
     pub fn unsaved(&self) -> Option<&str> {
         self.unsaved.as_deref()
+    }
+
+    /// Returns what tells when somebody took a device away.
+    pub fn device_lost(&self) -> Arc<Notify> {
+        Arc::clone(&self.device_lost)
+    }
+
+    /// Returns the agents whose device somebody took away.
+    pub fn lost_devices(&self) -> Vec<OverlayIp> {
+        self.lost_devices.iter().copied().collect()
+    }
+
+    /// Takes that an agent has a device again.
+    pub fn device_is_back(&mut self, local: OverlayIp) {
+        self.lost_devices.remove(&local);
     }
 
     /// Tells whether somebody took the device of `local` away.
@@ -295,6 +313,7 @@ impl Core {
                 warn!("A network device was removed by somebody else");
                 debug!(%local, "Network device gone");
                 self.lost_devices.insert(local);
+                self.device_lost.notify_one();
             }
             FromWorker::Unknown(packet) if self.engine.has_peer(packet.local, packet.peer) => {
                 // The worker had not seen the newest tables, which are before this in its queue.

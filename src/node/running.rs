@@ -16,6 +16,8 @@ use crate::wire::api::local::RegistryStatus;
 pub(super) struct Facts {
     /// None when it could not be made.
     pub(super) device: Option<String>,
+    /// Why names are not answered at its address; None while they are.
+    pub(super) deaf: Option<String>,
     pub(super) url: String,
     pub(super) link: watch::Receiver<Link>,
 }
@@ -61,6 +63,14 @@ impl Node {
         facts
             .iter()
             .map(|(local, facts)| (*local, status(facts)))
+            .collect()
+    }
+
+    /// Returns why names are not answered at the addresses of some agents.
+    pub(super) fn deaf(&self) -> BTreeMap<OverlayIp, String> {
+        let facts = self.facts.borrow();
+        let deaf = facts.iter();
+        deaf.filter_map(|(local, facts)| Some((*local, facts.deaf.clone()?)))
             .collect()
     }
 

@@ -117,6 +117,8 @@ drop_reasons! {
     SessionInvalid => "session_invalid",
     /// A decrypted packet whose source is not the session's peer.
     SessionSource => "session_source",
+    /// A STUN request beyond the number that one source's are answered.
+    StunLimited => "stun_limited",
     /// A packet from a TUN to an address outside the agent's network, or to itself.
     TunDestination => "tun_destination",
     /// A packet for an agent without a TUN.

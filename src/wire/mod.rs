@@ -13,3 +13,4 @@ pub mod have;
 pub mod icmp6;
 pub mod ip;
 pub mod part;
+pub mod stun;

@@ -138,6 +138,8 @@ impl Control for Fake {
             udp: vec!["0.0.0.0:16200".parse().unwrap()],
             dns: "resolv-conf".to_owned(),
             agents: vec![agent()],
+            stun: vec![],
+            nat_mapping: None,
             drops: BTreeMap::from([("filter_scope".to_owned(), 3)]),
             warnings: vec![Warning {
                 code: "registry_unreachable".to_owned(),

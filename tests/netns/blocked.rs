@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,8 +11,9 @@ use serde_json::Value;
 use crate::{
     lab::{B, Lab, address, in_lab},
     motion::{streaming_directly, wait_for_path},
+    path_command::report,
     stream::{ALLOW, Download, QUICK, SLOW, Stream, Transfer},
-    world::{Host, now, recovered, wait_for},
+    world::{Host, now, recovered, wait_for, wait_within},
 };
 
 /// Longest outage when a direct path stops to carry data: it is left after 2 s (protocol.md section
@@ -51,6 +53,35 @@ fn where_udp_is_blocked_everything_works_by_the_gateway() {
         wait_for("the name is gone", || {
             a.run(&format!("getent ahosts {B}")).code != 0
         });
+    });
+}
+
+/// A firewall that is opened while data flows by the gateway is found without anybody's doing. This
+/// takes two real minutes.
+#[test]
+fn a_network_that_is_opened_later_is_found() {
+    in_lab(|lab| {
+        lab.site.block_direct_udp();
+        lab.trust(ALLOW);
+        let (a, b) = (&lab.site.a, &lab.site.b);
+        let stream = Stream::start(a, b, &address(b));
+        stream.flows();
+        wait_for("direct paths are given up", || {
+            let gave_up = |host, name| report(host, name)["not_direct"]["code"] == "no_answer";
+            gave_up(a, "b") && gave_up(b, "a")
+        });
+
+        let since = now();
+        lab.site.open_direct_udp();
+        wait_within(Duration::from_secs(200), "data goes directly", || {
+            thread::sleep(Duration::from_secs(1));
+            let goes = |host| peer(host)["path"] == "direct";
+            (goes(a) && goes(b)).then_some(())
+        });
+
+        recovered("a network opened later is found", since.elapsed());
+        let outage = stream.outage_since(since);
+        assert!(outage < OPENED, "{outage:?}");
     });
 }
 

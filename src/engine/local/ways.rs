@@ -37,6 +37,7 @@ impl Local {
         // First, since what is beyond the sixteenth is left out.
         self.reflexive
             .into_iter()
+            .chain(self.observed.iter().copied())
             .map(seen)
             .chain(self.hosts.iter().map(host))
             .collect()
@@ -45,6 +46,12 @@ impl Local {
     /// Takes where our interfaces are.
     pub(crate) fn set_hosts(&mut self, hosts: &[SocketAddr], time: Time, out: &mut Out) {
         self.hosts = hosts.to_vec();
+        self.tell_candidates(time, out);
+    }
+
+    /// Takes where others than the gateway see us.
+    pub(crate) fn set_observed(&mut self, observed: &[SocketAddr], time: Time, out: &mut Out) {
+        self.observed = observed.to_vec();
         self.tell_candidates(time, out);
     }
 

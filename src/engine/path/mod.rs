@@ -293,8 +293,14 @@ impl PathAgent {
     /// Takes that somebody wants to know whether there is a direct path, though no data flows.
     pub fn handle_interest(&mut self, now: Instant) {
         self.rouse(now);
-        if self.evidence.is_idle(now) && !matches!(self.current, Some(Path::Direct(_))) {
+        if matches!(self.current, Some(Path::Direct(_))) {
+            return;
+        }
+        if self.evidence.is_idle(now) {
             self.wake(now);
+        }
+        for pair in self.pairs.values_mut() {
+            pair.retry_for(now);
         }
     }
 

@@ -39,6 +39,14 @@ const MISSES: u8 = 3;
 const RETRY: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
+/// The same for one that never answered, and may be a stranger's: soon enough that a firewall opened
+/// since is found without anybody's doing, and so rare that being named costs a stranger nothing.
+const STRANGE_RETRY: Duration = Duration::from_secs(120);
+const LONGEST_STRANGE_RETRY: Duration = Duration::from_secs(600);
+
+/// Shortest pause before a silent endpoint is asked because somebody wants to know.
+const CURIOUS: Duration = Duration::from_secs(10);
+
 /// One path to the peer and all that is known of it.
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -106,7 +114,8 @@ impl Pair {
         pair.list(candidate);
         pair.tries = tries;
         if tries >= MAX_TRIES {
-            pair.state = PairState::Dead;
+            pair.kill();
+            pair.asked = Some(now);
         } else {
             pair.wanted = Some(now);
         }
@@ -174,7 +183,14 @@ impl Pair {
         self.tries = self.tries.saturating_add(1);
         match self.state {
             PairState::Alive { .. } => {}
-            PairState::Dead => self.retry = (self.retry * 2).min(LONGEST_RETRY),
+            PairState::Dead => {
+                let longest = if self.has_answered {
+                    LONGEST_RETRY
+                } else {
+                    LONGEST_STRANGE_RETRY
+                };
+                self.retry = (self.retry * 2).min(longest);
+            }
             PairState::Probing { .. } | PairState::Unprobed => {
                 let (sent, tries) = (now, self.tries);
                 self.state = PairState::Probing { sent, tries };
@@ -215,7 +231,19 @@ impl Pair {
     pub(super) const fn kill(&mut self) {
         self.state = PairState::Dead;
         self.wanted = None;
-        self.retry = RETRY;
+        self.retry = if self.has_answered {
+            RETRY
+        } else {
+            STRANGE_RETRY
+        };
+    }
+
+    /// Wants a probe because somebody asks, if it is silent and was not asked just now.
+    pub(super) fn retry_for(&mut self, now: Instant) {
+        let is_dead = matches!(self.state, PairState::Dead);
+        if is_dead && self.asked.is_none_or(|at| now >= at + CURIOUS) {
+            self.want(now);
+        }
     }
 
     /// Ends the hope for a reply when it is time.
@@ -244,10 +272,8 @@ impl Pair {
                 };
                 self.asked.map(|at| at + pause).filter(serves)
             }
-            PairState::Dead if self.has_answered => {
-                self.asked.map(|at| at + self.retry).filter(serves)
-            }
-            PairState::Dead | PairState::Unprobed => None,
+            PairState::Dead => self.asked.map(|at| at + self.retry).filter(serves),
+            PairState::Unprobed => None,
             PairState::Probing { sent, tries } => {
                 if let Some(at) = self.verdict_at() {
                     return Some((at, Due::Verdict));

@@ -8,6 +8,7 @@ use crate::engine::{
     PeerState,
     attach::State,
     membership::{Membership, Selector},
+    stun::{Mapping, mapping},
     view::PeerView,
 };
 use crate::id::{Did, FullName, OverlayIp, UnixTime};
@@ -21,8 +22,8 @@ use crate::statement::{Chain, Consent, ConsentState, Scope, Statement};
 use crate::wire::api::{
     local::{
         AgentStatus, AutoFrom, AutoRule, AutoRules, ConsentView, GatewayStatus, LinkState,
-        MembershipStatus, Peer, Peers, Pending, PendingRequest, RegistryStatus, SessionState,
-        Status, Trust, TrustList, Warning, Whois,
+        MembershipStatus, NatMapping, Peer, Peers, Pending, PendingRequest, RegistryStatus,
+        SessionState, Status, StunStatus, Trust, TrustList, Warning, Whois,
     },
     problem::{Code, Problem},
 };
@@ -52,7 +53,7 @@ pub(super) fn wall_ahead(at: Instant) -> UnixTime {
 
 pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
     let links = node.links();
-    let devices = node.devices();
+    let (devices, deaf) = (node.devices(), node.deaf());
     let plane = node.handle.call(|core| core.dataplane().clone()).await?;
     let mut drops = plane.counters().await.drops;
     let (port, dns, started) = (node.port, node.dns, node.started);
@@ -70,7 +71,8 @@ pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
             .nonzero()
             .map(|(r, n)| (r.label().to_owned(), n))
             .collect();
-        let warnings = warnings(core, &agents);
+        let mut warnings = warnings(core, &agents);
+        warnings.extend(agents.iter().filter_map(|agent| deaf_warning(agent, &deaf)));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             now: clock::unix(),
@@ -81,12 +83,39 @@ pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
                 (Ipv6Addr::UNSPECIFIED, port).into(),
             ],
             dns: dns.as_str().to_owned(),
+            stun: observers(core),
+            nat_mapping: nat_mapping(core, &agents),
             agents,
             drops,
             warnings,
         }
     });
     Ok(made.await?)
+}
+
+fn observers(core: &Core) -> Vec<StunStatus> {
+    let all = core.engine.observers().into_iter();
+    all.map(|observer| StunStatus {
+        server: observer.server,
+        observed: observer.observed,
+    })
+    .collect()
+}
+
+fn nat_mapping(core: &Core, agents: &[AgentStatus]) -> Option<NatMapping> {
+    let gateways = agents.iter().filter_map(|agent| agent.gateway.as_ref());
+    // All agents of a node attach from one socket, each to one gateway.
+    let mut seen = gateways
+        .map(|gateway| (gateway.endpoint.clone(), gateway.observed))
+        .collect::<BTreeMap<_, _>>()
+        .into_values()
+        .flatten()
+        .collect::<Vec<_>>();
+    seen.extend(core.engine.observers().iter().filter_map(|o| o.observed));
+    mapping(&seen).map(|mapping| match mapping {
+        Mapping::EndpointDependent => NatMapping::EndpointDependent,
+        Mapping::EndpointIndependent => NatMapping::EndpointIndependent,
+    })
 }
 
 fn agent(
@@ -210,9 +239,21 @@ fn membership_warning(agent: &AgentStatus, time: UnixTime) -> Option<Warning> {
 fn device_warning(agent: &AgentStatus) -> Option<Warning> {
     agent.device.is_none().then(|| {
         let text = format!("{} has no network device", agent.name);
-        let cure = "the daemon's log says why; mend it and restart agentnet";
+        let cure = "the daemon's log says why; one that was taken away is tried again every 5 s, else \
+                    restart agentnet";
         warning("no_device", text, cure)
     })
+}
+
+fn deaf_warning(agent: &AgentStatus, deaf: &BTreeMap<OverlayIp, String>) -> Option<Warning> {
+    let why = deaf.get(&agent.address)?;
+    let text = format!(
+        "names are not answered at the address of {}: {why}",
+        agent.name
+    );
+    let cure = "other agents of this host answer for it; stop what uses port 53 there and restart \
+                agentnet";
+    Some(warning("no_resolver", text, cure))
 }
 
 fn registry_warning(agent: &AgentStatus) -> Option<Warning> {

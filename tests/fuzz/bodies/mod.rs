@@ -43,6 +43,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("settings", &[disk::config, disk::resolv_conf]),
     ("state", &[disk::state]),
     ("statement", &[statement::statement]),
+    ("stun", &[wire::stun]),
     ("text", &[text::text, text::token]),
     ("tls", &[tls::certificate, tls::key]),
 ];

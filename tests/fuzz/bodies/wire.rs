@@ -16,6 +16,7 @@ use agentnet::wire::dns::{Answer, Query, ResponseCode, Transport, Unfit, is_fail
 use agentnet::wire::icmp6::{Unreachable, packet_too_big, unreachable};
 use agentnet::wire::ip::{self, Ipv6View};
 use agentnet::wire::part::Reassembler;
+use agentnet::wire::stun::{self, Message};
 
 use super::input::Input;
 use super::memory::bounded;
@@ -183,6 +184,18 @@ fn secret(data: &[u8]) -> [u8; 32] {
         part.copy_from_slice(&hasher.finish().to_be_bytes());
     }
     secret
+}
+
+/// STUN messages; what a gateway answers is no flood, and read by ourselves.
+pub(super) fn stun(data: &[u8]) {
+    let Some(Message::Request(request)) = bounded(data, 4, 256, || stun::parse(data)) else {
+        return;
+    };
+    for from in ["192.0.2.1:1", "[2001:db8::7]:9"] {
+        let answer = request.answer(from.parse().expect("an endpoint"));
+        assert!(answer.len() * 10 <= data.len() * 22, "a flood");
+        assert!(stun::parse(&answer).is_some(), "not read");
+    }
 }
 
 /// Control messages, and the parts of long ones.

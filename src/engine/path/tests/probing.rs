@@ -1,16 +1,19 @@
 use super::*;
 
-/// protocol.md section 6: at most five probes, at 0, 100, 300, 700 and 1500 ms; then silence.
+/// protocol.md section 6: five probes at 0, 100, 300, 700 and 1500 ms; then one after 2, 4, 8 and
+/// every 10 minutes, while data flows.
 #[test]
-fn a_silent_endpoint_gets_five_probes_and_no_more() {
+fn a_silent_endpoint_gets_five_probes_and_then_few() {
     let mut world = World::up(&[WAN]);
 
-    world.talk(secs(600));
+    world.talk(secs(2000));
+    world.pass(secs(2000));
 
     let to_peer = world.sent.iter().filter(|(_, to)| *to == direct(WAN));
     let times = to_peer.map(|(at, _)| *at).collect::<Vec<_>>();
     // The relay is probed first, and probes are 50 ms apart.
-    assert_eq!(times, [50, 150, 350, 750, 1550].map(ms));
+    assert_eq!(times[..5], [50, 150, 350, 750, 1550].map(ms));
+    assert_eq!(times[5..], [121_550, 361_550, 841_550, 1_441_550].map(ms));
     assert_eq!(world.current(), Some(Path::Relay));
 }
 
@@ -269,4 +272,37 @@ fn a_near_path_needs_no_keeping() {
     world.pass(secs(100));
 
     assert_eq!(world.sent.len(), before);
+}
+
+/// A network that was opened later is found without anybody's doing.
+#[test]
+fn an_endpoint_that_was_silent_is_found_when_it_answers() {
+    let mut world = World::up(&[WAN]);
+    world.talk(secs(10));
+    world.open(WAN, ms(30));
+
+    world.talk(secs(100));
+    assert_eq!(world.current(), Some(Path::Relay));
+    world.talk(secs(20));
+
+    assert_eq!(world.current(), Some(direct(WAN)));
+}
+
+/// Who wants to know is told at once, and has a stranger asked no more often than every 10 s.
+#[test]
+fn a_silent_endpoint_is_asked_again_for_who_wants_to_know() {
+    let mut world = World::up(&[WAN]);
+    world.talk(secs(10));
+    for _ in 0..100 {
+        world.agent.handle_interest(world.now);
+        world.pass(ms(300));
+    }
+    assert_eq!(world.probes_to(direct(WAN)), 5 + 3);
+
+    world.open(WAN, ms(30));
+    world.pass(secs(10));
+    world.agent.handle_interest(world.now);
+    world.pass(ms(100));
+
+    assert_eq!(world.current(), Some(direct(WAN)));
 }

@@ -68,6 +68,11 @@ pub struct Status {
     /// `resolv-conf` or `none`.
     pub dns: String,
     pub agents: Vec<AgentStatus>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stun: Vec<StunStatus>,
+    /// None while fewer than two, gateways and STUN servers, told where they see this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_mapping: Option<NatMapping>,
     /// Dropped packets by reason, zeros left out.
     pub drops: BTreeMap<String, u64>,
     /// What needs a person, most urgent first.
@@ -167,6 +172,23 @@ pub struct GatewayStatus {
     pub observed: Option<SocketAddr>,
     /// None before the first measurement.
     pub rtt_ms: Option<f64>,
+}
+
+/// A STUN server of the settings.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StunStatus {
+    pub server: SocketAddr,
+    /// This node's address as it sees it; None while it did not answer.
+    pub observed: Option<SocketAddr>,
+}
+
+/// How the NAT before this node maps its endpoint (RFC 4787 section 4.1).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NatMapping {
+    /// Otherwise for each destination.
+    EndpointDependent,
+    EndpointIndependent,
 }
 
 /// Something that needs a person.
