@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::engine::{revoked::RevocationLog, twin::Signed};
+use crate::engine::{proven::ProvenChains, revoked::RevocationLog, twin::Signed};
 use crate::id::{
     AgentId, Did, DomainId, FullName, IdentityKey, Label, MemberName, NamePattern, NetworkId,
     NetworkPrefix, OverlayIp, Suffix, TunnelKey, TunnelSecret, UnixTime, hash,
@@ -16,6 +16,7 @@ use crate::id::{
 use crate::statement::{
     Admission, Chain, ChainError, Claims, Consent, Gateway, Head, Member, Record, Replayed,
     Request, Revocation, Scope, Seen, Statement, StatementError, issue, verify_record,
+    verify_record_of,
 };
 
 /// No correct clock is before the day this code was written; a clock reset to 1970 is not believed.
@@ -197,6 +198,8 @@ pub struct Membership {
     /// Records signed since the start of the daemon.
     #[serde(skip)]
     pub signed: Signed,
+    #[serde(skip)]
+    pub proven: ProvenChains,
 }
 
 /// What a membership begins with.
@@ -262,6 +265,7 @@ impl Membership {
             gateways: BTreeMap::new(),
             outbox: VecDeque::new(),
             signed: Signed::default(),
+            proven: ProvenChains::default(),
         }
     }
 
@@ -392,12 +396,12 @@ impl Membership {
         record: &Statement<Record>,
         unix: UnixTime,
     ) -> Result<Member, ChainError> {
-        verify_record(
-            record,
-            &self.network,
-            self.revocations.held(),
-            self.clock(unix),
-        )
+        let (network, held) = (&self.network, self.revocations.held());
+        let now = self.clock(unix);
+        match self.proven.of(record) {
+            Some(chain) => verify_record_of(record, chain, network, held, now),
+            None => verify_record(record, network, held, now),
+        }
     }
 
     /// Raises the clock's floor by a statement of another whose signature was checked.

@@ -19,6 +19,7 @@ pub mod names;
 mod passed;
 pub mod path;
 mod peer;
+pub mod proven;
 pub mod revoked;
 pub mod session;
 pub mod stun;

@@ -440,7 +440,19 @@ pub fn verify_record(
     revoked: &Revocations,
     now: UnixTime,
 ) -> Result<Member, ChainError> {
-    let member = Chain::parse(&record.claims().chain)?.verify(root, revoked, now)?;
+    let chain = Chain::parse(&record.claims().chain)?;
+    verify_record_of(record, &chain, root, revoked, now)
+}
+
+/// Does what [`verify_record`] does for one whose `chain` was opened before.
+pub fn verify_record_of(
+    record: &Statement<Record>,
+    chain: &Chain,
+    root: &NetworkId,
+    revoked: &Revocations,
+    now: UnixTime,
+) -> Result<Member, ChainError> {
+    let member = chain.verify(root, revoked, now)?;
     check_record(record, &member, now)?;
     Ok(member)
 }

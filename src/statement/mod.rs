@@ -12,7 +12,10 @@ mod scope;
 mod seen;
 pub mod token;
 
-pub use chain::{Authority, Chain, ChainError, Gate, Member, verify_pending_record, verify_record};
+pub use chain::{
+    Authority, Chain, ChainError, Gate, Member, verify_pending_record, verify_record,
+    verify_record_of,
+};
 pub use envelope::{
     Claims, Head, MAX_STATEMENT, Statement, StatementError, StatementHash, kind_of,
 };

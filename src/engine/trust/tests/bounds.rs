@@ -450,3 +450,33 @@ fn revocations_by_members_are_bounded_in_bytes_too() {
     let again = serde_json::from_str::<Membership>(&written).unwrap();
     assert_eq!(again.revocations.summary(), a.revocations.summary());
 }
+
+/// A chain that was proven once is judged anew each time: by the clock, by what is revoked, and by
+/// the very record it is in.
+#[test]
+fn a_proven_chain_ends_when_it_is_revoked_expires_or_is_exchanged() {
+    let (mut a, mut b) = trusting();
+    settle(&mut [&mut a], NOW);
+    let held = a.records.values().next().unwrap().clone();
+    assert!(a.proven.of(&held).is_some() && a.trusted(NOW).len() == 1);
+    let newer = b.sign_record(vec![], NOW + SECOND).unwrap();
+    assert!(a.proven.of(&newer).is_none(), "it was not looked at");
+
+    let end = a.trusted(NOW)[0].until;
+    assert!(a.trusted(end).is_empty());
+    a.take_revocation(revocation_of(11).text(), NOW).unwrap();
+    assert!(a.trusted(NOW).is_empty());
+
+    let (mut a, _) = trusting();
+    settle(&mut [&mut a], NOW);
+    let did = *a.records.keys().next().unwrap();
+    a.take_record(newer.text(), NOW + SECOND).unwrap();
+    settle(&mut [&mut a], NOW + SECOND);
+    assert!(a.proven.of(&newer).is_some() && a.proven.of(&held).is_none());
+    a.given.clear();
+    a.received.clear();
+    for _ in 0..2 {
+        settle(&mut [&mut a], NOW + SECOND);
+    }
+    assert!(!a.records.contains_key(&did) && a.proven.of(&newer).is_none());
+}

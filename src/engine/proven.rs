@@ -1,0 +1,35 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::id::Did;
+use crate::statement::{Chain, Record, Statement, StatementHash};
+
+/// The chains of kept records with their signatures checked, once a record.
+///
+/// Whether a chain holds now is asked with every change of trust, and the signatures are most of
+/// what that costs: a peer that says something new often would else cost us by the number of all.
+#[derive(Clone, Debug, Default)]
+pub struct ProvenChains {
+    by_agent: BTreeMap<Did, (StatementHash, Arc<Chain>)>,
+}
+
+impl ProvenChains {
+    /// Returns the chain in `record`; None while this very record was not learnt.
+    pub(crate) fn of(&self, record: &Statement<Record>) -> Option<&Chain> {
+        let (hash, chain) = self.by_agent.get(&record.issuer())?;
+        (*hash == record.hash()).then_some(chain)
+    }
+
+    /// Remembers the chains of `records`, and no others.
+    pub(crate) fn follow(&mut self, records: &BTreeMap<Did, Statement<Record>>) {
+        self.by_agent.retain(|did, _| records.contains_key(did));
+        for record in records.values() {
+            if self.of(record).is_some() {
+                continue;
+            }
+            if let Ok(chain) = Chain::parse(&record.claims().chain) {
+                let proven = (record.hash(), Arc::new(chain));
+                self.by_agent.insert(record.issuer(), proven);
+            }
+        }
+    }
+}
