@@ -1,7 +1,7 @@
 //! Pure: packets longer than the path, as the kernel hands them over and takes them.
 //!
 //! A TUN with a virtio header gives a TCP or UDP "super-packet" with up to 64 KiB of payload and
-//! lets us cut it ([`split`]), and takes one in place of many packets of a flow ([`Merger`]). Only
+//! lets us cut it ([`split()`]), and takes one in place of many packets of a flow ([`Merger`]). Only
 //! IPv6 is handled, since the overlay carries nothing else.
 
 mod checksum;

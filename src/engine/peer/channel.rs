@@ -1,4 +1,4 @@
-//! How a peer's data channel lives with its session: the peer's end of [`ChannelAgent`].
+//! How a peer's data channel lives with its session: the peer's end of `ChannelAgent`.
 
 use std::time::{Duration, Instant};
 
