@@ -214,6 +214,11 @@ impl Attachment {
         }
     }
 
+    /// Tells whether there is a record to attach with.
+    pub const fn has_record(&self) -> bool {
+        self.record.is_some()
+    }
+
     /// Takes the agent's newest record; an attachment that waits for one begins.
     pub fn set_record(&mut self, record: String, now: Instant) {
         if self.record.as_ref() == Some(&record) {

@@ -367,6 +367,15 @@ impl Local {
         attachment.is_some_and(|a| a.refused().is_some() && !a.is_attached() && is_due(a))
     }
 
+    /// Presents our record to a gateway that has none of us, as when a clock that was off is right
+    /// again; a membership that does not hold has no record still.
+    pub(crate) fn present_late(&mut self, time: Time, out: &mut Out) {
+        let waits = |attachment: &Attachment| !attachment.has_record();
+        if self.attachment.as_ref().is_some_and(waits) && self.present(time).is_ok() {
+            self.drain_attachment(out);
+        }
+    }
+
     /// Returns the gateways our record names.
     pub(crate) fn gateways(&self) -> Vec<Did> {
         self.gateway.iter().map(|(gateway, _)| *gateway).collect()

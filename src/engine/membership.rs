@@ -275,6 +275,7 @@ impl Membership {
         self.floor = self.floor.max(left.floor);
         self.seen = left.seen.clone();
         self.given = left.given.clone();
+        self.records = left.records.clone();
     }
 
     /// Returns the time to check statements against (protocol.md section 2).
@@ -383,10 +384,10 @@ impl Membership {
         {
             return Ok(false);
         }
-        let renewed = chain.with_admission(admission.clone());
+        let renewed = chain.with_admission(admission);
         renewed.verify(&self.network, self.revocations.held(), self.clock(unix))?;
-        self.learn_time(&admission);
         self.chain = renewed.links();
+        self.learn_chain_time();
         Ok(true)
     }
 
@@ -406,7 +407,24 @@ impl Membership {
 
     /// Raises the clock's floor by a statement of another whose signature was checked.
     pub(crate) fn learn_time<C>(&mut self, statement: &Statement<C>) {
-        self.floor = self.floor.max(statement.dated().before(OTHERS_AHEAD));
+        self.learn_moment(statement.dated());
+    }
+
+    /// Raises the clock's floor by what others signed last of our own chain, so that a clock set back
+    /// does not make it one of the future.
+    pub(crate) fn learn_chain_time(&mut self) {
+        let Ok(chain) = Chain::parse(&self.chain) else {
+            return;
+        };
+        let admitted = chain.admission().map(Statement::dated);
+        let granted = chain.grants().last().map(Statement::dated);
+        if let Some(dated) = admitted.or(granted) {
+            self.learn_moment(dated);
+        }
+    }
+
+    fn learn_moment(&mut self, dated: UnixTime) {
+        self.floor = self.floor.max(dated.before(OTHERS_AHEAD));
     }
 
     /// Takes a gateway's statement, signed by the registry or the domain root.
@@ -502,6 +520,9 @@ pub struct Left {
     floor: UnixTime,
     seen: Seen,
     given: BTreeMap<Did, Statement<Consent>>,
+    /// Of those consented to, by whose names consents are taken back.
+    #[serde(default)]
+    records: BTreeMap<Did, Statement<Record>>,
 }
 
 impl Left {
@@ -517,12 +538,16 @@ pub(crate) fn remember(left: &mut Vec<Left>, membership: &Membership) {
     if left.len() >= MAX_LEFT {
         left.remove(0);
     }
+    let given = &membership.given;
+    let records = membership.records.iter();
+    let records = records.filter(|(did, _)| given.contains_key(did));
     left.push(Left {
         agent: membership.agent.clone(),
         network: membership.network,
         seq: membership.seq,
         floor: membership.floor,
         seen: membership.seen.clone(),
-        given: membership.given.clone(),
+        given: given.clone(),
+        records: records.map(|(did, r)| (*did, r.clone())).collect(),
     });
 }

@@ -121,7 +121,8 @@ impl Engine {
     }
 
     /// Adds an agent that joined; one whose chain names no agent is left out.
-    pub fn add(&mut self, membership: Membership, time: Time) -> Option<OverlayIp> {
+    pub fn add(&mut self, mut membership: Membership, time: Time) -> Option<OverlayIp> {
+        membership.learn_chain_time();
         let (address, name) = (membership.address()?, membership.name()?);
         self.identities
             .insert(membership.agent.clone(), membership.identity.clone());
@@ -342,6 +343,7 @@ impl Engine {
         if !found.membership.outbox.is_empty() {
             self.out.event(Event::Outbox { local });
         }
+        found.present_late(time, &mut self.out);
         self.install(local, time);
     }
 

@@ -130,9 +130,11 @@ impl Membership {
             return Ok(Taken::Known);
         }
         self.learn_time(&request);
-        // A request that was held back may bring a record that a newer one took the place of.
-        if !self.records.contains_key(&from) {
-            self.seen.admit(&record)?;
+        // A request that was held back may bring a record that a newer one took the place of. It is
+        // not noted as seen: the registry's own copy, which comes later, is commonly older than it.
+        let (given, seen) = (record.seq(), self.seen.highest::<Record>(&from, &from));
+        if let Some(seen) = seen.filter(|seen| given < *seen && !self.records.contains_key(&from)) {
+            return Err(Replayed::Older { given, seen }.into());
         }
         self.keep_record(record, &member)?;
         self.incoming.insert(from, request);
@@ -171,7 +173,8 @@ impl Membership {
         } else {
             self.admit_strange(&consent)?
         };
-        if !is_new {
+        // One seen before the network was left, and joined again, is not kept yet.
+        if !is_new && self.received.contains_key(&from) {
             return Ok(Taken::Known);
         }
         self.learn_time(&consent);

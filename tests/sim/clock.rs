@@ -13,7 +13,7 @@ thread_local! {
     /// Time since both epochs; `None` on a thread that simulates nothing.
     static NOW: Cell<Option<Duration>> = const { Cell::new(None) };
     static RANDOM: Cell<u64> = const { Cell::new(0) };
-    /// Seconds by which the wall clock is wrong.
+    /// How far the wall clock of the host whose turn it is runs ahead, in milliseconds.
     static SKEW: Cell<i64> = const { Cell::new(0) };
 }
 
@@ -29,6 +29,7 @@ impl Simulation {
     pub(crate) fn start(seed: u64) -> Self {
         NOW.set(Some(EPOCH));
         RANDOM.set(seed);
+        SKEW.set(0);
         Self(())
     }
 
@@ -36,6 +37,12 @@ impl Simulation {
     pub(crate) fn advance(&self, step: Duration) {
         let Self(()) = self;
         NOW.set(NOW.get().map(|now| now + step));
+    }
+
+    /// Sets how far the wall clock is off the true one; the other clocks are not.
+    pub(crate) fn set_skew(&self, milliseconds: i64) {
+        let Self(()) = self;
+        SKEW.set(milliseconds);
     }
 }
 
@@ -52,7 +59,7 @@ pub(crate) struct Skew(i64);
 impl Skew {
     /// Sets the wall clock `seconds` ahead of what it should be.
     pub(crate) fn of(seconds: i64) -> Self {
-        Self(SKEW.replace(seconds))
+        Self(SKEW.replace(seconds * 1000))
     }
 }
 
@@ -65,6 +72,21 @@ impl Drop for Skew {
 /// Returns the simulated time; `None` also while the thread is being torn down.
 fn simulated() -> Option<Duration> {
     NOW.try_with(Cell::get).ok().flatten()
+}
+
+/// Returns the time that a clock shows; only the wall clock of a host may be off.
+fn shown(now: Duration, clock: libc::clockid_t) -> Duration {
+    let skew = if clock == libc::CLOCK_REALTIME {
+        SKEW.try_with(Cell::get).unwrap_or_default()
+    } else {
+        0
+    };
+    let off = Duration::from_millis(skew.unsigned_abs());
+    if skew < 0 {
+        now.saturating_sub(off)
+    } else {
+        now + off
+    }
 }
 
 /// Fills `bytes` from the seed by SplitMix64; false on a thread that simulates nothing.
@@ -132,10 +154,8 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
         // SAFETY: the caller gave a place for a timespec.
         return unsafe { enter_kernel(libc::SYS_clock_gettime, args) } as i32;
     };
-    let (mut tv_sec, tv_nsec) = (now.as_secs() as i64, i64::from(now.subsec_nanos()));
-    if clock == libc::CLOCK_REALTIME {
-        tv_sec += SKEW.try_with(Cell::get).unwrap_or_default();
-    }
+    let now = shown(now, clock);
+    let (tv_sec, tv_nsec) = (now.as_secs() as i64, i64::from(now.subsec_nanos()));
     // SAFETY: the caller gave a place for a timespec.
     unsafe { time.write(libc::timespec { tv_sec, tv_nsec }) };
     0
@@ -236,6 +256,18 @@ mod tests {
         let (later, system_later) = clocks();
         assert_eq!(later - instant, 7 * SECOND);
         assert_eq!(system_later.duration_since(system).unwrap(), 7 * SECOND);
+    }
+
+    #[test]
+    fn a_skew_moves_the_wall_clock_alone() {
+        let simulation = Simulation::start(1);
+        let (instant, system) = clocks();
+
+        simulation.set_skew(-90_000);
+
+        let (later, system_later) = clocks();
+        assert_eq!(later, instant);
+        assert_eq!(system.duration_since(system_later).unwrap(), 90 * SECOND);
     }
 
     #[test]

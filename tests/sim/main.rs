@@ -16,3 +16,4 @@ mod paths;
 mod session;
 mod skew;
 mod twin;
+mod world;

@@ -14,10 +14,11 @@ use agentnet::{
     },
     gateway::core::{Core, CoreConfig, CoreKeys},
     id::{
-        DomainPrefix, IdentityKey, MemberName, NetworkId, OverlayIp, Suffix, TunnelSecret, UnixTime,
+        DomainPrefix, IdentityKey, MemberName, NetworkId, NetworkPrefix, OverlayIp, Suffix,
+        TunnelSecret, UnixTime,
     },
     os::clock,
-    statement::{Gateway, Head, Scope, Statement, issue},
+    statement::{Gateway, Grant, Head, Scope, Statement, issue},
     wire::drop::DropReason,
 };
 
@@ -156,23 +157,7 @@ impl World {
 
     /// Starts the gateway, or starts it anew without memory.
     pub(crate) fn start_gateway(&mut self) {
-        let config = CoreConfig {
-            lease: Duration::from_secs(75),
-            mtu: 1452,
-            max_attachments: 100,
-            max_handshakes: 64,
-            handshakes_per_second: 200,
-            per_source: 50,
-            burst: 100,
-        };
-        let keys = CoreKeys {
-            gateway: key(GATEWAY).did(),
-            tunnel: TunnelSecret::from_seed([GATEWAY; 32]),
-            reset: [GATEWAY; 32],
-        };
-        let mut core = Core::new(config, keys, self.next_seed());
-        core.set_networks(&[network()]);
-        self.gateway = Some(core);
+        self.gateway = Some(new_gateway(self.next_seed()));
     }
 
     fn next_seed(&mut self) -> [u8; 32] {
@@ -504,6 +489,27 @@ impl World {
     }
 }
 
+/// Makes a gateway without memory that serves the network.
+pub(crate) fn new_gateway(seed: [u8; 32]) -> Core {
+    let config = CoreConfig {
+        lease: Duration::from_secs(75),
+        mtu: 1452,
+        max_attachments: 100,
+        max_handshakes: 64,
+        handshakes_per_second: 200,
+        per_source: 50,
+        burst: 100,
+    };
+    let keys = CoreKeys {
+        gateway: key(GATEWAY).did(),
+        tunnel: TunnelSecret::from_seed([GATEWAY; 32]),
+        reset: [GATEWAY; 32],
+    };
+    let mut core = Core::new(config, keys, seed);
+    core.set_networks(&[network()]);
+    core
+}
+
 pub(crate) fn name(text: &str) -> MemberName {
     text.parse().unwrap()
 }
@@ -513,26 +519,44 @@ pub(crate) fn drops(host: &Host, reason: DropReason) -> u64 {
     host.engine.counters().of(reason)
 }
 
+pub(crate) fn prefix() -> NetworkPrefix {
+    DomainPrefix::of(&key(DOMAIN).did().into()).network(1)
+}
+
+/// Makes the grant that the network begins with.
+pub(crate) fn root_grant(unix: UnixTime) -> Statement<Grant> {
+    issue::root_grant(&key(OWNER), "acme".parse().unwrap(), prefix(), unix).unwrap()
+}
+
 pub(crate) fn membership(n: u8, name: &str, life: Duration) -> Membership {
     let unix = clock::unix();
-    let prefix = DomainPrefix::of(&key(DOMAIN).did().into()).network(1);
-    let label = "acme".parse().unwrap();
-    let root = issue::root_grant(&key(OWNER), label, prefix, unix).unwrap();
+    let root = root_grant(unix);
     let member = name.parse().unwrap();
     let did = key(n).did();
     let grant = issue::agent_grant(&key(OWNER), &root, did, &member, unix, unix + life).unwrap();
-    let gateway = gateway_statement(unix);
+    let chain = vec![root.text().to_owned(), grant.text().to_owned()];
+    membership_by(chain, name, key(n), TunnelSecret::from_seed([n; 32]))
+}
+
+/// Makes the membership of an agent by a chain of grants.
+pub(crate) fn membership_by(
+    chain: Vec<String>,
+    name: &str,
+    identity: IdentityKey,
+    tunnel: TunnelSecret,
+) -> Membership {
+    let gateway = gateway_statement(clock::unix());
     let start = Start {
         agent: name.to_owned(),
-        identity: key(n),
-        tunnel: TunnelSecret::from_seed([n; 32]),
+        identity,
+        tunnel,
         network: network(),
-        prefix,
+        prefix: prefix(),
         url: String::new(),
         pin: String::new(),
         domain: key(DOMAIN).did().into(),
         registry: key(REGISTRY).did(),
-        chain: vec![root.text().to_owned(), grant.text().to_owned()],
+        chain,
         suffix: Suffix::default(),
     };
     Membership {
@@ -541,7 +565,7 @@ pub(crate) fn membership(n: u8, name: &str, life: Duration) -> Membership {
     }
 }
 
-fn gateway_statement(unix: UnixTime) -> Statement<Gateway> {
+pub(crate) fn gateway_statement(unix: UnixTime) -> Statement<Gateway> {
     let claims = Gateway {
         tunnel: TunnelSecret::from_seed([GATEWAY; 32]).public(),
         udp: vec!["203.0.113.1:16201".to_owned()],
@@ -561,8 +585,17 @@ fn gateway_statement(unix: UnixTime) -> Statement<Gateway> {
 
 /// Makes a UDP packet from port 5000 to port 8000.
 pub(crate) fn udp(source: OverlayIp, target: OverlayIp, payload: &[u8]) -> Vec<u8> {
+    udp_between((source, 5000), (target, 8000), payload)
+}
+
+/// Makes a UDP packet between two ports.
+pub(crate) fn udp_between(
+    (source, from): (OverlayIp, u16),
+    (target, to): (OverlayIp, u16),
+    payload: &[u8],
+) -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ipv6(source.ip().octets(), target.ip().octets(), 64)
-        .udp(5000, 8000);
+        .udp(from, to);
     let mut packet = Vec::new();
     builder.write(&mut packet, payload).unwrap();
     packet

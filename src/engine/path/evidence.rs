@@ -32,6 +32,10 @@ pub(super) struct Evidence {
     looks: u32,
     /// What the peer reported as received since there is doubt; None before its first report.
     received: Option<u32>,
+    /// Whether that was asked after the last data, so that it says nothing of any that was lost.
+    is_quiet: bool,
+    /// Last data sent; None before the first.
+    last_sent: Option<Instant>,
     /// Last user data either way; None before the first.
     last_data: Option<Instant>,
 }
@@ -39,7 +43,9 @@ pub(super) struct Evidence {
 impl Evidence {
     pub(super) fn sent(&mut self, now: Instant, has_choice: bool) {
         self.last_data = Some(now);
-        if self.unproven.is_none() {
+        self.last_sent = Some(now);
+        // What came before was not followed by anything that could tell of it.
+        if self.unproven.is_none() || std::mem::take(&mut self.is_quiet) {
             self.unproven = Some(now);
         }
         if self.look.is_none() && has_choice {
@@ -58,15 +64,23 @@ impl Evidence {
     /// Takes what the peer says it received, in answer to a probe of `asked`.
     ///
     /// Only more than in an earlier report of the same doubt proves something: the earlier one may
-    /// count what was sent before.
+    /// count what was sent before. And only data in between that is missing in the later one is lost:
+    /// a lone answer, after which nobody has anything to say, is no reason to leave a path.
     pub(super) fn reported(&mut self, received: u32, asked: Instant, on_current: bool) {
         if !on_current || self.unproven.is_none_or(|at| asked < at) {
             return;
         }
-        if self.received.is_some_and(|before| before != received) {
-            self.prove();
-        } else {
-            self.received = Some(received);
+        match self.received {
+            Some(before) if before != received => self.prove(),
+            Some(_) => {}
+            None => {
+                self.received = Some(received);
+                self.is_quiet = self.last_sent.is_none_or(|at| at <= asked);
+                if self.is_quiet {
+                    self.look = None;
+                    self.looks = 0;
+                }
+            }
         }
     }
 
@@ -76,6 +90,7 @@ impl Evidence {
         self.look = None;
         self.looks = 0;
         self.received = None;
+        self.is_quiet = false;
     }
 
     /// Returns since when nothing proves what was sent; None when all is proven.
@@ -85,7 +100,7 @@ impl Evidence {
 
     /// Tells whether the path is to be left for any that answers.
     pub(super) fn is_lost(&self, now: Instant) -> bool {
-        self.unproven.is_some_and(|at| now >= at + LOST)
+        !self.is_quiet && self.unproven.is_some_and(|at| now >= at + LOST)
     }
 
     /// Tells whether other paths are to be asked now, and puts the next time off.

@@ -93,6 +93,74 @@ fn a_revoked_consent_ends_trust_and_stays_revoked() {
     assert!(again.trusted(NOW + SECOND).is_empty());
 }
 
+/// An agent that left and joined again takes up the trust that stands, as the registry tells it.
+#[test]
+fn who_comes_back_is_told_what_it_saw_before() {
+    let (mut a, mut b) = trusting();
+    let registrys_copy = a.sign_record(vec![], NOW).unwrap();
+    let mut state = State::default();
+    assert_eq!(b.take_record(registrys_copy.text(), NOW), Ok(Taken::Kept));
+    state.leave(&b);
+
+    let mut again = membership(11, "b");
+    again.recall(&state.left[0]);
+    let consent = a.given[&b.identity.did()].clone();
+    again.take_record(registrys_copy.text(), NOW).unwrap();
+    let taken = again.take_consent(consent.text(), NOW);
+
+    assert_eq!(taken, Ok(Taken::Kept));
+    assert_eq!(again.trusted(NOW).len(), 1);
+    assert_eq!(again.take_consent(consent.text(), NOW), Ok(Taken::Known));
+}
+
+/// A consent given before can be taken back by name though its subject does not show itself.
+#[test]
+fn who_comes_back_can_take_its_consents_back() {
+    let (_, b) = trusting();
+    let mut state = State::default();
+    state.leave(&b);
+    let kept = serde_json::to_string(&state).unwrap();
+    let state = serde_json::from_str::<State>(&kept).unwrap();
+    let mut again = membership(11, "b");
+    again.recall(&state.left[0]);
+    again.settle(NOW + SECOND).unwrap();
+
+    let revoked = again.revoke(&"a".parse().unwrap(), NOW + SECOND);
+
+    assert!(revoked.is_ok(), "{revoked:?}");
+}
+
+/// protocol.md section 2: a clock set back is not believed below what others' statements proved, the
+/// admission among them.
+#[test]
+fn a_clock_set_back_leaves_the_own_membership_valid() {
+    let mut a = membership(10, "a");
+    let early = UnixTime::from_millis(NOW.as_millis() - 3_600_000);
+    assert!(a.member(early).is_err());
+
+    a.learn_chain_time();
+
+    assert!(a.member(early).is_ok());
+}
+
+/// The registry's copy of a record is commonly older than the one in a request, which was denied.
+#[test]
+fn a_request_that_was_denied_keeps_nobody_from_asking_in_turn() {
+    let (mut a, mut b) = (membership(10, "a"), membership(11, "b"));
+    let registrys_copy = a.sign_record(vec![], NOW).unwrap();
+    a.request("b".parse().unwrap(), Scope::Any, None, NOW + SECOND)
+        .unwrap();
+    deliver(&mut a, &mut b, NOW + SECOND);
+    b.deny(&"a".parse().unwrap()).unwrap();
+    b.settle(NOW + SECOND).unwrap();
+
+    b.request("a".parse().unwrap(), Scope::Any, None, NOW + SECOND)
+        .unwrap();
+
+    let taken = b.take_record(registrys_copy.text(), NOW + SECOND);
+    assert_eq!(taken, Ok(Taken::Kept));
+}
+
 /// P-014: a name that moved to another key is revoked for every key that had it.
 #[test]
 fn revoking_a_name_takes_back_every_consent_to_it() {

@@ -124,6 +124,37 @@ fn one_way_data_does_not_leave_a_good_path() {
     }
 }
 
+/// Nor is a lone answer, after which nobody has anything to say for a while.
+#[test]
+fn data_that_nothing_follows_does_not_leave_a_good_path() {
+    let mut world = World::up(&[WAN]);
+    world.open(WAN, ms(30));
+    world.talk(secs(2));
+    world.echoes = false;
+
+    for pause in [1, 3, 7, 12, 20, 29, 40, 100] {
+        world.data();
+        world.pass(secs(pause));
+        assert_eq!(world.current(), Some(direct(WAN)), "{pause} s later");
+    }
+}
+
+/// Data that comes slowly, as a connection repeats what is not answered, tells of loss all the same.
+#[test]
+fn a_path_that_drops_slow_data_is_left() {
+    let mut world = World::up(&[WAN]);
+    world.open(WAN, ms(30));
+    world.talk(secs(10));
+
+    world.carries.remove(&direct(WAN));
+    for pause in [1, 2, 4] {
+        world.data();
+        world.pass(secs(pause));
+    }
+
+    assert_eq!(world.current(), Some(Path::Relay));
+}
+
 #[test]
 fn a_lost_path_is_kept_while_nothing_else_answers() {
     let mut world = World::up(&[WAN]);
