@@ -523,7 +523,6 @@ pub(crate) fn prefix() -> NetworkPrefix {
     DomainPrefix::of(&key(DOMAIN).did().into()).network(1)
 }
 
-/// Makes the grant that the network begins with.
 pub(crate) fn root_grant(unix: UnixTime) -> Statement<Grant> {
     issue::root_grant(&key(OWNER), "acme".parse().unwrap(), prefix(), unix).unwrap()
 }
@@ -538,7 +537,6 @@ pub(crate) fn membership(n: u8, name: &str, life: Duration) -> Membership {
     membership_by(chain, name, key(n), TunnelSecret::from_seed([n; 32]))
 }
 
-/// Makes the membership of an agent by a chain of grants.
 pub(crate) fn membership_by(
     chain: Vec<String>,
     name: &str,
@@ -588,7 +586,6 @@ pub(crate) fn udp(source: OverlayIp, target: OverlayIp, payload: &[u8]) -> Vec<u
     udp_between((source, 5000), (target, 8000), payload)
 }
 
-/// Makes a UDP packet between two ports.
 pub(crate) fn udp_between(
     (source, from): (OverlayIp, u16),
     (target, to): (OverlayIp, u16),
