@@ -27,7 +27,7 @@ struct UnderWay {
 }
 
 impl Reassembler {
-    /// Takes a Part and returns the message it completes.
+    /// Takes a Part and returns the message it completes, which is never a Part.
     pub fn take(&mut self, part: Part, now: Instant) -> Option<Control> {
         let of = usize::from(part.of);
         if of > MAX_MESSAGE.div_ceil(MAX_PART) {
@@ -50,9 +50,10 @@ impl Reassembler {
         }
         let bytes = self.under_way.take()?.pieces.into_iter().flatten();
         let bytes = bytes.collect::<Vec<_>>().concat();
-        Some(bytes)
+        let whole = Some(bytes)
             .filter(|b| b.len() <= MAX_MESSAGE)
-            .and_then(|b| Control::decode(&b))
+            .and_then(|b| Control::decode(&b));
+        whole.filter(|message| !matches!(message, Control::Part(_)))
     }
 }
 
@@ -78,6 +79,26 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
     fn start() -> Instant {
         Instant::now()
+    }
+
+    /// Found by fuzzing.
+    #[test]
+    fn a_part_is_not_made_of_parts() {
+        let inner = Control::Part(Part {
+            message: 1,
+            n: 0,
+            of: 1,
+            bytes: vec![7],
+        });
+        let bytes = inner.encode().unwrap();
+        let outer = Part {
+            message: 2,
+            n: 0,
+            of: 1,
+            bytes,
+        };
+
+        assert_eq!(Reassembler::default().take(outer, start()), None);
     }
 
     #[test]

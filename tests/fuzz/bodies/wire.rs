@@ -10,6 +10,7 @@ use agentnet::os::clock;
 use agentnet::policy::{Filter, Limits, Pair, Verdict};
 use agentnet::statement::{Protocol, Scope};
 use agentnet::wire::a2g::{self, Direction, Header, HopKeys, Kind, Reset};
+use agentnet::wire::channel;
 use agentnet::wire::control::{Control, Part, is_control, is_reserved};
 use agentnet::wire::datagram::Datagram;
 use agentnet::wire::dns::{Answer, Query, ResponseCode, Transport, Unfit, is_failure, with_id};
@@ -132,6 +133,9 @@ pub(super) fn frame(data: &[u8]) {
     if a2g::hop_id(data).is_some() {
         assert_eq!(kind, Some(Datagram::Frame));
         assert_eq!(Reset::parse(data), None);
+    }
+    if channel::parse(data).is_some() {
+        assert_eq!(kind, Some(Datagram::Channel));
     }
     let keys = HopKeys::derive(&secret(data), Direction::Up);
     let opened = bounded(data, 0, 0, || Header::open(&keys, data));
