@@ -178,7 +178,8 @@ fn who_is_no_peer_has_no_paths() {
         assert!(said.contains("no path is needed"), "{said}");
 
         lab.trust("tcp/8000");
-        let b = lab.site.b.run("agentnet path a --json");
-        assert_eq!(b.code, 0, "{b}");
+        wait_for("b knows of the trust as well", || {
+            lab.site.b.run("agentnet path a --json").code == 0
+        });
     });
 }
