@@ -2,15 +2,18 @@
 
 use std::{collections::VecDeque, net::SocketAddr};
 
+use crate::policy::Pair;
+
 /// Packets of one call: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS).
 const MAX_PACKETS: usize = 64;
 
 /// Bytes of one call: the longest UDP payload over IPv4.
 const MAX_BYTES: usize = 65_507;
 
-/// Packets to one endpoint, all of one size but the last, which may be shorter.
+/// Packets of one pair to one endpoint, all of one size but the last, which may be shorter.
 #[derive(Debug)]
 pub(super) struct Batch {
+    pair: Pair,
     pub(super) to: SocketAddr,
     /// Size of each packet but the last.
     pub(super) stride: usize,
@@ -26,8 +29,9 @@ impl Batch {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 
-    fn takes(&self, to: SocketAddr, size: usize) -> bool {
+    fn takes(&self, pair: Pair, to: SocketAddr, size: usize) -> bool {
         !self.is_over
+            && self.pair == pair
             && self.to == to
             && size <= self.stride
             && self.packets < MAX_PACKETS
@@ -44,14 +48,15 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    /// Returns room for a packet of `size` bytes to `to`, which the caller fills whole.
-    pub(super) fn place(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
+    /// Returns room for a packet of `size` bytes of `pair` to `to`, which the caller fills whole.
+    pub(super) fn place(&mut self, pair: Pair, to: SocketAddr, size: usize) -> &mut [u8] {
         if !self
             .waiting
             .back()
-            .is_some_and(|batch| batch.takes(to, size))
+            .is_some_and(|batch| batch.takes(pair, to, size))
         {
             let mut batch = self.spare.pop().unwrap_or_else(|| Batch {
+                pair,
                 to,
                 stride: size,
                 packets: 0,
@@ -59,7 +64,8 @@ impl Batches {
                 bytes: vec![0; MAX_BYTES],
                 length: 0,
             });
-            (batch.to, batch.stride, batch.is_over) = (to, size, false);
+            (batch.pair, batch.to) = (pair, to);
+            (batch.stride, batch.is_over) = (size, false);
             (batch.packets, batch.length) = (0, 0);
             self.waiting.push_back(batch);
         }
@@ -85,6 +91,17 @@ impl Batches {
         }
     }
 
+    /// Drops what waits of pairs that are no more, and returns how many packets that were.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(&Pair) -> bool) -> u64 {
+        let before = std::mem::take(&mut self.waiting);
+        let (kept, gone) = before.into_iter().partition(|batch| is_kept(&batch.pair));
+        self.waiting = kept;
+        let gone: VecDeque<Batch> = gone;
+        let dropped = gone.iter().map(|batch| batch.packets as u64).sum();
+        self.spare.extend(gone);
+        dropped
+    }
+
     /// Tells whether a batch is complete, or more than one waits.
     pub(super) fn is_due(&self) -> bool {
         self.waiting.len() > 1
@@ -104,6 +121,14 @@ impl Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pair(peer: u16) -> Pair {
+        let ip = |n: u16| format!("fd11:0:0:1::{n:x}").parse().unwrap();
+        Pair {
+            local: ip(1),
+            peer: ip(peer),
+        }
+    }
 
     fn to(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
@@ -126,7 +151,7 @@ mod tests {
         let mut batches = Batches::default();
 
         for (port, size) in [(1, 100), (1, 100), (1, 40), (1, 100), (2, 100), (2, 200)] {
-            batches.place(to(port), size).fill(7);
+            batches.place(pair(2), to(port), size).fill(7);
         }
 
         let shapes = shapes(&batches);
@@ -140,25 +165,43 @@ mod tests {
         assert!(batches.is_due() && batches.first().unwrap().bytes() == [7; 240]);
     }
 
+    /// P-014: what the socket did not take before a consent was taken back is not sent after it,
+    /// though another peer be at the same endpoint.
+    #[test]
+    fn what_waits_of_a_pair_that_is_no_more_is_dropped() {
+        let mut batches = Batches::default();
+        for peer in [2, 3, 3, 2] {
+            let number = u8::try_from(peer).unwrap();
+            batches.place(pair(peer), to(1), 100).fill(number);
+        }
+
+        let dropped = batches.retain(|kept| *kept == pair(3));
+
+        assert_eq!(dropped, 2);
+        assert_eq!(batches.first().unwrap().bytes(), [3; 200]);
+        batches.sent();
+        assert!(batches.first().is_none());
+    }
+
     #[test]
     fn a_batch_is_no_longer_than_the_kernel_takes() {
         let mut batches = Batches::default();
         for _ in 0..130 {
-            batches.place(to(1), 1312);
+            batches.place(pair(2), to(1), 1312);
         }
         let long = shapes(&batches);
         assert_eq!(long[0], (1, 1312, 49, 49 * 1312));
 
         let mut batches = Batches::default();
         for _ in 0..130 {
-            batches.place(to(1), 100);
+            batches.place(pair(2), to(1), 100);
         }
         assert_eq!(shapes(&batches)[0].2, MAX_PACKETS);
         batches.sent();
         batches.sent();
         batches.sent();
         assert!(batches.first().is_none());
-        batches.place(to(2), 10);
+        batches.place(pair(2), to(2), 10);
         batches.unplace(10);
         assert!(batches.first().is_none());
     }

@@ -246,6 +246,9 @@ impl Worker {
         }
         let peers = self.switch.peers();
         self.channels.retain(|pair| peers.contains_key(pair));
+        // What the socket has not taken yet is not sent any more either.
+        let dropped = self.batches.retain(|pair| peers.contains_key(pair));
+        self.seen.drops.add(DropReason::NoPeer, dropped);
         self.seen
             .delivered
             .retain(|pair, _| peers.contains_key(pair));

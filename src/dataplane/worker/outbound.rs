@@ -101,7 +101,7 @@ impl Worker {
         let (mut packets, mut bytes) = (0, 0);
         let split = split(header, packet, |piece| {
             let size = piece.len() + OVERHEAD;
-            if sealer.seal(piece, batches.place(to, size)) {
+            if sealer.seal(piece, batches.place(pair, to, size)) {
                 seen.tun_in.count(piece.len());
                 packets += 1;
                 bytes += piece.len() as u64;
