@@ -272,6 +272,7 @@ impl Membership {
     /// Takes up what was seen and said before the network was left.
     pub fn recall(&mut self, left: &Left) {
         self.seq = self.seq.max(left.seq);
+        self.taken = self.taken.max(left.taken);
         self.floor = self.floor.max(left.floor);
         self.seen = left.seen.clone();
         self.given = left.given.clone();
@@ -345,6 +346,12 @@ impl Membership {
     /// Takes that the registry took a statement of ours with this sequence number.
     pub(crate) fn note_taken(&mut self, seq: u64) {
         self.taken = self.taken.max(seq);
+    }
+
+    /// Takes up a number of ours that is not ahead of the time and may be newer than we remember.
+    pub(crate) fn adopt_seq(&mut self, seq: u64) {
+        self.seq = self.seq.max(seq);
+        self.note_taken(seq);
     }
 
     /// Signs our record as it is now; `gateways` are those we are attached to.
@@ -517,6 +524,8 @@ pub struct Left {
     agent: String,
     network: NetworkId,
     seq: u64,
+    #[serde(default)]
+    taken: u64,
     floor: UnixTime,
     seen: Seen,
     given: BTreeMap<Did, Statement<Consent>>,
@@ -545,6 +554,7 @@ pub(crate) fn remember(left: &mut Vec<Left>, membership: &Membership) {
         agent: membership.agent.clone(),
         network: membership.network,
         seq: membership.seq,
+        taken: membership.taken,
         floor: membership.floor,
         seen: membership.seen.clone(),
         given: given.clone(),

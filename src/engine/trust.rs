@@ -217,7 +217,7 @@ impl Membership {
         {
             return Taken::Known;
         }
-        self.seq = self.seq.max(consent.seq());
+        self.adopt_seq(consent.seq());
         self.given.insert(peer, consent);
         Taken::Kept
     }
@@ -238,7 +238,7 @@ impl Membership {
             if record.network() != Some(self.network) {
                 return Err(Refused::NotForUs);
             }
-            self.seq = self.seq.max(record.seq());
+            self.adopt_seq(record.seq());
             if self.signed.lacks(record.seq()) {
                 // Each tells once that the other host is there.
                 self.signed.note(record.seq());

@@ -511,3 +511,25 @@ fn a_clock_that_went_back_repeats_no_number() {
         right.as_millis()
     );
 }
+
+/// A number that was taken stays taken after leaving and joining again, and in a restored backup.
+#[test]
+fn what_was_taken_is_not_forgotten_with_the_membership() {
+    let mut a = membership(10, "a");
+    let day = NOW + 86_400 * SECOND;
+    let backup = serde_json::to_string(&a).unwrap();
+    let record = a.sign_record(vec![], day).unwrap();
+    a.note_taken(record.seq());
+    let mut state = State::default();
+    state.leave(&a);
+
+    let mut again = membership(10, "a");
+    again.recall(&state.left[0]);
+    let mut restored = serde_json::from_str::<Membership>(&backup).unwrap();
+    restored.take_record(record.text(), day).unwrap();
+
+    for mut of in [again, restored] {
+        let next = of.sign_record(vec![], NOW).unwrap();
+        assert!(next.seq() > record.seq(), "{}", next.seq());
+    }
+}

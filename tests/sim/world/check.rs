@@ -149,20 +149,21 @@ impl Play {
             .get(&(at, peer))
             .filter(|asked| asked.is_open);
         let answer = asked.map(|asked| asked.offer);
-        let completes = self.model.is_answered(at, peer) != Belief::No;
+        let answers = self.answered_at(at, peer);
+        let is_open = self.model.is_answered(at, peer, clock::now()) != Belief::No;
         let rules = self.model.agents[at].autos.iter();
         let mut rules = rules
             .filter(|(who, _)| *who == peer)
             .map(|(_, allow)| *allow);
         let was_asked = self.model.asked.contains_key(&(peer, at));
-        // Two requests that cross are two consents.
-        let is_completion = (completes || was_asked) && given == answer;
-        let by_rule = was_asked && given == rules.next();
-        if given.is_none() || !(is_completion || by_rule) {
+        let completes = is_open && answers.is_none() && given == answer;
+        // Two requests that cross are two consents; either waits for its answer all the same.
+        let crosses = answers.is_some() && was_asked && given == answer;
+        let by_rule = answers.is_some() && was_asked && given == rules.next();
+        if given.is_none() || !(completes || crosses || by_rule) {
             return false;
         }
-        let answers = self.answered_at(at, peer);
-        if is_completion {
+        if completes {
             self.model.close(at, peer);
         } else if let Some(asked) = self.model.asked.get_mut(&(peer, at)) {
             asked.is_waiting = false;
@@ -176,7 +177,7 @@ impl Play {
         let agent = &self.model.agents[at];
         let now = clock::now();
         let is_due = agent.is_awake
-            && self.model.is_answered(at, peer) == Belief::Yes
+            && self.model.is_answered(at, peer, now) == Belief::Yes
             && self
                 .model
                 .holds(at, at, now)

@@ -124,6 +124,7 @@ impl Deployment {
         let record = record.ok_or_else(|| Denied("the membership lapsed".to_owned()))?;
         let unix = self.true_time().unix;
         let renewed = self.registry.put_record(&record, unix)?;
+        self.note_taken(host, record.seq());
         self.spread();
         if let Some(admission) = renewed {
             let set = self.with(host, |engine, local, time| {
@@ -145,15 +146,21 @@ impl Deployment {
                 Outgoing::Consent(consent) => self.registry.consent(caller, consent, unix),
                 Outgoing::Request(request) => self.registry.request(caller, request, unix),
             };
-            if let Err(Denied(why)) = sent {
-                self.refused(
-                    host,
-                    format!("has a statement refused by the registry: {why}"),
-                );
+            match sent {
+                Ok(()) => self.note_taken(host, outgoing.seq()),
+                Err(Denied(why)) => {
+                    let why = format!("has a statement refused by the registry: {why}");
+                    self.refused(host, why);
+                }
             }
             self.with(host, |engine, local, _| engine.sent(local, &outgoing));
             self.spread();
         }
+    }
+
+    /// Lets a host know that the registry took a statement of its agent.
+    fn note_taken(&mut self, host: usize, seq: u64) {
+        self.with(host, |engine, local, _| engine.note_taken(local, seq));
     }
 
     fn take_news(&mut self, host: usize) {

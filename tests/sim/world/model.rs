@@ -80,9 +80,13 @@ pub(crate) struct Asked {
     /// Whether its maker still waits for the answer.
     pub(crate) is_open: bool,
     pub(crate) is_posted: bool,
-    /// Whether it surely waits at the one asked.
+    /// Whether it surely waits at the one asked, while it lasts.
     pub(crate) is_waiting: bool,
     pub(crate) is_doubtful: bool,
+    /// Bounds of when it ends, as the membership of its maker did when it was made.
+    ends: (Instant, Instant),
+    /// How often its maker had consented to the one asked, or taken that back, when it was made.
+    given: usize,
 }
 
 /// How an agent is a member.
@@ -113,6 +117,16 @@ pub(crate) struct AgentModel {
     pub(crate) ahead_until: Option<Instant>,
     /// Whom it answers by itself, and with what.
     pub(crate) autos: Vec<(usize, Allow)>,
+}
+
+impl AgentModel {
+    /// Returns bounds of when its membership ends, as it is at its own host.
+    const fn own_ends(&self) -> (Instant, Instant) {
+        match self.life {
+            Life::Granted { until } => (until, until),
+            Life::Admitted { .. } => self.ends,
+        }
+    }
 }
 
 /// The clock is believed within this; less than what the registry still takes.
@@ -218,6 +232,8 @@ impl Model {
             is_posted: false,
             is_waiting: false,
             is_doubtful: self.is_doubtful(from, now),
+            ends: self.agents[from].own_ends(),
+            given: self.consents.get(&(from, to)).map_or(0, Vec::len),
         };
         self.asked.insert((from, to), asked);
     }
@@ -344,21 +360,37 @@ impl Model {
         }
         for (observer, agent) in self.pairs() {
             if linked.contains(&observer) {
-                self.settle_one(observer, agent, linked.contains(&agent));
+                self.settle_one((observer, agent), linked.contains(&agent), now);
             }
+            self.settle_request(observer, agent);
         }
     }
 
-    fn settle_one(&mut self, observer: usize, agent: usize, is_linked: bool) {
+    /// Who consented after asking, and knows of the other's consent, has its answer.
+    fn settle_request(&mut self, from: usize, to: usize) {
+        let given = self.consents.get(&(from, to)).map_or(0, Vec::len);
+        let agent = &self.agents[from];
+        let is_answered = agent.is_running
+            && agent.is_awake
+            && self.allows(from, to).is_some()
+            && self.hears_consent(from, to) == Belief::Yes;
+        if let Some(asked) = self.asked.get_mut(&(from, to))
+            && is_answered
+            && given > asked.given
+        {
+            asked.is_open = false;
+        }
+    }
+
+    fn settle_one(&mut self, (observer, agent): (usize, usize), is_linked: bool, now: Instant) {
         let found = &self.agents[agent];
         if found.is_revoked {
             self.knows_revoked.insert((observer, agent));
         }
         let is_shown = self.allows(agent, observer).is_some();
-        let has_asked = self
-            .asked
-            .get(&(agent, observer))
-            .is_some_and(|asked| asked.is_posted);
+        let has_asked = self.asked.get(&(agent, observer)).is_some_and(|asked| {
+            asked.is_posted && lasts(asked.ends, self.clock_of(observer, now)) == Belief::Yes
+        });
         if is_linked && (is_shown || has_asked) {
             self.keys.insert((observer, agent), found.joins);
             self.ends.insert((observer, agent), found.ends.0);
@@ -381,22 +413,12 @@ impl Model {
         if self.knows_revoked.contains(&(observer, agent)) {
             return Belief::No;
         }
-        let (earliest, latest) = match found.life {
-            Life::Granted { until } => (until, until),
-            Life::Admitted { .. } if observer == agent => found.ends,
-            Life::Admitted { .. } => {
-                let known = self.ends.get(&(observer, agent)).copied();
-                (known.unwrap_or(self.start), found.ends.1)
-            }
-        };
-        let (slow, fast) = self.clock_of(observer, now);
-        let by_time = if earliest > fast + EDGE {
-            Belief::Yes
-        } else if latest + EDGE <= slow {
-            Belief::No
-        } else {
-            Belief::Maybe
-        };
+        let mut ends = found.own_ends();
+        if observer != agent && matches!(found.life, Life::Admitted { .. }) {
+            let known = self.ends.get(&(observer, agent)).copied();
+            ends.0 = known.unwrap_or(self.start);
+        }
+        let by_time = lasts(ends, self.clock_of(observer, now));
         let by_revocation = if found.is_revoked {
             Belief::Maybe
         } else {
@@ -423,6 +445,15 @@ impl Model {
             one.min(other).min(now),
             one.max(other).max(now) + Duration::from_secs(61),
         )
+    }
+
+    /// Tells whether a request, if it was not answered, waits at the one asked.
+    pub(crate) fn waits(&self, from: usize, to: usize, now: Instant) -> Belief {
+        let Some(asked) = self.asked.get(&(from, to)) else {
+            return Belief::No;
+        };
+        let is_there = Belief::from_bool(asked.is_waiting).max(Belief::Maybe);
+        is_there.min(lasts(asked.ends, self.clock_of(to, now)))
     }
 
     /// Tells whether `at` has `peer` installed.
@@ -460,7 +491,7 @@ impl Model {
     }
 
     /// Tells whether `at`, which asked `peer`, may, or must, know of an answer to that request.
-    pub(crate) fn is_answered(&self, at: usize, peer: usize) -> Belief {
+    pub(crate) fn is_answered(&self, at: usize, peer: usize, now: Instant) -> Belief {
         let Some(asked) = self.asked.get(&(at, peer)).filter(|asked| asked.is_open) else {
             return Belief::No;
         };
@@ -474,11 +505,23 @@ impl Model {
         let sure = self.heard.get(&(peer, at)).copied().unwrap_or(0);
         let possible = &versions[sure.saturating_sub(1).min(versions.len())..];
         let any = possible.iter().any(|version| answers(&version));
-        let is_sure = sure > 0 && sure == versions.len() && any;
+        let lasts = lasts(asked.ends, self.clock_of(at, now)) == Belief::Yes;
+        let is_sure = sure > 0 && sure == versions.len() && any && lasts;
         match (is_sure && self.keys.contains_key(&(at, peer)), any) {
             (true, _) => Belief::Yes,
             (false, true) => Belief::Maybe,
             (false, false) => Belief::No,
         }
+    }
+}
+
+/// Tells whether what ends between two moments stands by a clock that is between two.
+fn lasts(ends: (Instant, Instant), clock: (Instant, Instant)) -> Belief {
+    if ends.0 > clock.1 + EDGE {
+        Belief::Yes
+    } else if ends.1 + EDGE <= clock.0 {
+        Belief::No
+    } else {
+        Belief::Maybe
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::world::model::Allow;
 use crate::world::scenario::{Source, run};
 use crate::world::transition::Transition::{
-    self, Approve, Crash, Join, Leave, Pass, Request, Revoke, SetClock,
+    self, Approve, Crash, Join, Leave, Pass, Request, Revoke, SetClock, StartRegistry, StopRegistry,
 };
 
 const HOUR: i64 = 3_600_000; // ms
@@ -81,4 +81,39 @@ fn a_lone_answer_is_no_reason_to_leave_a_path() {
         seconds: Duration::from_secs(9).as_secs(),
     };
     holds(&[ASK, ANSWER, pass, pass, pass]);
+}
+
+/// What a host with a clock that went back says is numbered above what the registry took of it.
+#[test]
+fn a_slow_clock_takes_a_consent_back() {
+    let clock = |skew| SetClock { host: 0, skew };
+    let revoke = Revoke { at: 0, peer: 1 };
+    holds(&[ASK, ANSWER, clock(-HOUR), revoke, clock(0)]);
+    let (leave, join) = (Leave { agent: 0 }, Join { agent: 0 });
+    holds(&[ASK, ANSWER, leave, join, clock(-HOUR), revoke, clock(0)]);
+}
+
+/// A request lasts as long as the membership of who made it did then.
+#[test]
+fn a_request_ends_with_the_membership_it_was_made_in() {
+    let pass = Pass { seconds: 3600 };
+    let (leave, join) = (Leave { agent: 0 }, Join { agent: 0 });
+    holds(&[ASK, pass, pass, leave, join, ANSWER]);
+}
+
+/// Requests that crossed twice are answered twice, each with what was offered against it.
+#[test]
+fn a_request_made_anew_while_another_crosses_is_answered() {
+    let ask = |from: usize, offer| Request {
+        from,
+        to: 1 - from,
+        offer,
+    };
+    holds(&[
+        ASK,
+        StopRegistry,
+        ask(0, Allow::Any),
+        ask(1, Allow::Replies),
+        StartRegistry,
+    ]);
 }

@@ -130,9 +130,7 @@ impl Play {
             .model
             .holds(at, at, now)
             .min(self.model.holds(at, from, now));
-        let holds = both == Belief::Yes;
-        let asked = self.model.asked.get(&(from, at));
-        holds && asked.is_some_and(|asked| asked.is_waiting)
+        both.min(self.model.waits(from, at, now)) == Belief::Yes
     }
 
     fn answered(&mut self, at: usize, from: usize) {
