@@ -141,10 +141,10 @@ impl Source {
             return "";
         }
         let end = self.code.match_indices("#[cfg(test)]").find(|(at, mark)| {
-            self.code[at + mark.len()..]
-                .trim_start()
-                .trim_start_matches("pub ")
-                .starts_with("mod ")
+            let rest = self.code[at + mark.len()..].trim_start();
+            let rest = rest.trim_start_matches("pub ");
+            // What stands in a file of its own ends nothing here.
+            rest.starts_with("mod ") && rest.find('{') < rest.find(';')
         });
         end.map_or(self.code.as_str(), |(at, _)| &self.code[..at])
     }

@@ -47,6 +47,9 @@ pub struct GatewayUdpSettings {
     pub region: Option<String>,
     /// Largest frame agents are asked to send, in bytes of UDP payload.
     pub mtu: u16,
+    /// Whether the kernel may merge datagrams that arrive (UDP_GRO) and cut those that leave
+    /// (UDP_SEGMENT); without, each costs a call.
+    pub offload: bool,
 }
 
 impl Default for GatewayUdpSettings {
@@ -57,6 +60,7 @@ impl Default for GatewayUdpSettings {
             advertise: Vec::new(),
             region: None,
             mtu: MTU,
+            offload: true,
         }
     }
 }
@@ -102,6 +106,7 @@ impl Settings for GatewaySettings {
         "udp.advertise",
         "udp.region",
         "udp.mtu",
+        "udp.offload",
         "attach.lease",
         "attach.max_agents",
         "attach.max_handshakes",

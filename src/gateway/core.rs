@@ -1,5 +1,8 @@
 //! Pure: a gateway as a state machine; datagrams and time in, datagrams and deadlines out.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -13,6 +16,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use crate::engine::limits::{Limits, Source};
 use crate::gateway::attach::{GuestLimits, Guested, Guests};
+use crate::gateway::batch::{Run, Runs};
 use crate::gateway::forward::{Hops, NewHop, Outcome};
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
 use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
@@ -20,7 +24,7 @@ use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
 use crate::statement::{
     ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
 };
-use crate::wire::a2g::{HEADER, Reset, gateway_address};
+use crate::wire::a2g::{Reset, gateway_address};
 use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};
@@ -79,6 +83,8 @@ pub struct Core {
     stun_limits: Limits,
     rng: ChaCha20Rng,
     transmit: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// What of the batch taken last goes on.
+    runs: Runs,
     recovered: VecDeque<RecoveredHop>,
     /// When the next batch of `recovered` goes; None when there is none.
     recover_at: Option<Instant>,
@@ -109,6 +115,7 @@ impl Core {
             stun_limits: Limits::new(STUN_PER_SECOND, STUN_PER_SECOND, MAX_SOURCES),
             rng,
             transmit: VecDeque::new(),
+            runs: Runs::default(),
             recovered: VecDeque::new(),
             recover_at: None,
             drops: Counters::default(),
@@ -180,7 +187,7 @@ impl Core {
         self.hops.changes()
     }
 
-    /// Takes a datagram.
+    /// Takes a datagram; all that follows from it is to be sent.
     pub fn handle_datagram(
         &mut self,
         from: SocketAddr,
@@ -188,19 +195,59 @@ impl Core {
         now: Instant,
         unix: UnixTime,
     ) {
-        match Datagram::classify(&bytes) {
-            Some(Datagram::Frame) => self.handle_frame(from, &mut bytes, now, unix),
-            Some(Datagram::WireGuard(kind)) => match self.guests.handle(from, kind, &bytes, now) {
+        if let Some(to) = self.take(from, &mut bytes, now, unix) {
+            self.send(to, bytes);
+        }
+    }
+
+    /// Takes datagrams of one sender that lie end to end, each but the last `stride` bytes long.
+    ///
+    /// Frames that go on are made anew where they lie: until the next call, [`Core::poll_run`] says
+    /// what of `bytes` is to be sent.
+    pub fn handle_batch(
+        &mut self,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        stride: usize,
+        now: Instant,
+        unix: UnixTime,
+    ) {
+        self.runs.clear();
+        if bytes.is_empty() {
+            self.drops.count(DropReason::DatagramUnknown);
+        }
+        let mut start = 0;
+        for datagram in bytes.chunks_mut(stride.max(1)) {
+            let place = start..start + datagram.len();
+            start = place.end;
+            if let Some(to) = self.take(from, datagram, now, unix) {
+                self.runs.add(to, place);
+            }
+        }
+    }
+
+    /// Takes a datagram, and returns where it goes on if it does.
+    fn take(
+        &mut self,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        now: Instant,
+        unix: UnixTime,
+    ) -> Option<SocketAddr> {
+        match Datagram::classify(bytes) {
+            Some(Datagram::Frame) => return self.handle_frame(from, bytes, now, unix),
+            Some(Datagram::WireGuard(kind)) => match self.guests.handle(from, kind, bytes, now) {
                 Guested::Attach { key, record } => self.attach(from, key, record, now, unix),
                 Guested::Dropped(reason) => self.drops.count(reason),
                 Guested::Nothing => {}
                 Guested::Send(bytes) => self.send(from, bytes),
             },
-            Some(Datagram::Stun) => self.handle_stun(from, &bytes, now),
+            Some(Datagram::Stun) => self.handle_stun(from, bytes, now),
             Some(Datagram::Channel | Datagram::Discover) | None => {
                 self.drops.count(DropReason::DatagramUnknown);
             }
         }
+        None
     }
 
     /// Does what is due.
@@ -232,9 +279,14 @@ impl Core {
         self.transmit.pop_front()
     }
 
-    /// Counts a datagram that could not be sent.
-    pub fn count_unsent(&mut self) {
-        self.drops.count(DropReason::UdpSend);
+    /// Returns what of the batch taken last goes on next.
+    pub fn poll_run(&mut self) -> Option<Run> {
+        self.runs.poll()
+    }
+
+    /// Counts datagrams that could not be sent.
+    pub fn count_unsent(&mut self, datagrams: usize) {
+        self.drops.add(DropReason::UdpSend, datagrams as u64);
     }
 
     /// Returns what an operator may see.
@@ -275,20 +327,20 @@ impl Core {
         }
     }
 
+    /// Takes a frame, and returns where it goes on if it does.
     fn handle_frame(
         &mut self,
         from: SocketAddr,
-        frame: &mut Vec<u8>,
+        frame: &mut [u8],
         now: Instant,
         unix: UnixTime,
-    ) {
+    ) -> Option<SocketAddr> {
         match self.hops.handle_frame(from, frame, now, unix) {
-            Outcome::Send(to, frame) => {
-                if frame.len() > HEADER {
-                    self.forwarded.0 += 1;
-                    self.forwarded.1 += frame.len() as u64;
-                }
-                self.send(to, frame);
+            Outcome::Answer(to, answer) => self.send(to, answer),
+            Outcome::Forward(to) => {
+                self.forwarded.0 += 1;
+                self.forwarded.1 += frame.len() as u64;
+                return Some(to);
             }
             Outcome::Unknown(hop) => {
                 self.drops.count(DropReason::FrameHopUnknown);
@@ -299,6 +351,7 @@ impl Core {
             Outcome::Dropped(reason) => self.drops.count(reason),
             Outcome::Ended => {}
         }
+        None
     }
 
     fn attach(

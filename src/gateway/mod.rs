@@ -1,6 +1,7 @@
 //! The gateway: attachments, forwarding table and frames.
 
 mod attach;
+pub mod batch;
 pub mod core;
 mod forward;
 mod mft;

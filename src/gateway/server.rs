@@ -5,31 +5,34 @@ use std::{
     future::pending,
     io,
     net::{self, SocketAddr},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use thiserror::Error;
 use tokio::{
+    io::Interest,
     net::UdpSocket,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
+use crate::gateway::batch::Run;
 use crate::gateway::core::{Core, CoreConfig, CoreKeys};
 use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
 use crate::gateway::status::GatewayStatus;
 use crate::id::{NetworkId, UnixTime};
 use crate::os::files::StateFile;
-use crate::os::udp::{UdpError, bind_at};
+use crate::os::udp::{Received, UdpError, UdpPort, bind_at};
 use crate::os::{clock, random};
 use crate::statement::{Revocation, Statement};
 
-/// Datagrams taken from one socket before the others, commands and timers have their turn.
-const BATCH: usize = 64;
+/// Calls that receive from one socket before the others, commands and timers have their turn.
+const RECEIVES: usize = 16;
 
-/// Longest UDP payload.
-const MAX_DATAGRAM: usize = 65_535; // bytes
+/// Longest UDP payload, and as much as the kernel hands over at once.
+const MAX_RECEIVED: usize = 65_535; // bytes
 
 /// How long changes are gathered before they are written: what a crash may forget meanwhile is
 /// found again by the next frame.
@@ -43,6 +46,8 @@ pub struct GatewayConfig {
     /// Where attachments are remembered over a restart.
     pub recovery: PathBuf,
     pub core: CoreConfig,
+    /// Whether the kernel may merge datagrams that arrive and cut those that leave.
+    pub offload: bool,
 }
 
 /// A gateway's identity and secrets.
@@ -99,10 +104,9 @@ pub struct Gateway {
 #[derive(Debug)]
 struct Port {
     local: SocketAddr,
-    socket: UdpSocket,
-    /// The same socket for sending: tokio's would refuse until its reactor has seen it writable, and
-    /// so lose what is sent first.
-    sender: net::UdpSocket,
+    udp: UdpPort,
+    /// The same socket, as what tells that it is readable.
+    readiness: UdpSocket,
 }
 
 enum Event {
@@ -118,7 +122,10 @@ impl Gateway {
         let mut sockets = Vec::new();
         for address in &config.listen {
             match bind_at(*address) {
-                Ok(socket) => sockets.push(Port::new(socket).map_err(GatewayError::Socket)?),
+                Ok(socket) => {
+                    let port = Port::new(socket, config.offload);
+                    sockets.push(port.map_err(GatewayError::Socket)?);
+                }
                 // The default listens on both versions; a host may have one only.
                 Err(UdpError::Os { source, .. })
                     if address.ip().is_unspecified()
@@ -158,7 +165,7 @@ impl Gateway {
         shutdown: impl Future<Output = ()>,
     ) {
         tokio::pin!(shutdown);
-        let mut buffer = vec![0; MAX_DATAGRAM];
+        let mut buffer = vec![0; MAX_RECEIVED];
         let mut commanded = true;
         loop {
             let deadline = self.deadline();
@@ -206,14 +213,16 @@ impl Gateway {
     }
 
     fn receive(&mut self, socket: usize, buffer: &mut [u8], now: Instant, unix: UnixTime) {
-        for _ in 0..BATCH {
+        for _ in 0..RECEIVES {
             let Some(port) = self.sockets.get(socket) else {
                 return;
             };
-            match port.socket.try_recv_from(buffer) {
-                Ok((length, from)) => {
-                    let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-                    self.core.handle_datagram(from, bytes, now, unix);
+            match port.receive(buffer) {
+                Ok(received) => {
+                    let (from, stride) = (received.from, received.stride);
+                    let bytes = buffer.get_mut(..received.length).unwrap_or_default();
+                    self.core.handle_batch(from, bytes, stride, now, unix);
+                    self.pass_on(bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // An error about an earlier datagram; the socket goes on.
@@ -223,25 +232,54 @@ impl Gateway {
         }
     }
 
+    /// Sends what of a batch goes on.
+    fn pass_on(&mut self, bytes: &[u8]) {
+        while let Some(Run { to, place, stride }) = self.core.poll_run() {
+            let bytes = bytes.get(place).unwrap_or_default();
+            self.send(to, bytes, stride);
+        }
+    }
+
     fn transmit(&mut self) {
         while let Some((to, bytes)) = self.core.poll_transmit() {
-            let mut ports = self.sockets.iter();
-            let port = ports.find(|port| port.local.is_ipv4() == to.is_ipv4());
-            let sent = port.map(|port| port.sender.send_to(&bytes, to));
-            if !matches!(sent, Some(Ok(_))) {
-                self.core.count_unsent();
-            }
+            self.send(to, &bytes, bytes.len());
+        }
+    }
+
+    /// Sends datagrams that lie end to end, or counts those that the kernel does not take.
+    fn send(&mut self, to: SocketAddr, mut bytes: &[u8], stride: usize) {
+        let mut ports = self.sockets.iter();
+        let port = ports.find(|port| port.local.is_ipv4() == to.is_ipv4());
+        while !bytes.is_empty() {
+            // Past the reactor, which would refuse until it has seen the socket writable.
+            let sent = port.map(|port| port.udp.send_some(bytes, stride, to));
+            let Some(Ok(count)) = sent else {
+                self.core.count_unsent(bytes.len().div_ceil(stride));
+                return;
+            };
+            bytes = bytes.get(count * stride..).unwrap_or_default();
         }
     }
 }
 
 impl Port {
-    fn new(socket: net::UdpSocket) -> io::Result<Self> {
+    fn new(udp: UdpPort, offload: bool) -> io::Result<Self> {
+        if offload {
+            udp.merge_received();
+        } else {
+            udp.forbid_cutting();
+        }
+        let same = net::UdpSocket::from(udp.as_fd().try_clone_to_owned()?);
         Ok(Self {
-            local: socket.local_addr()?,
-            sender: socket.try_clone()?,
-            socket: UdpSocket::from_std(socket)?,
+            local: udp.local()?,
+            udp,
+            readiness: UdpSocket::from_std(same)?,
         })
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let receive = || self.udp.recv_many(buffer);
+        self.readiness.try_io(Interest::READABLE, receive)
     }
 }
 
@@ -331,7 +369,7 @@ fn writer(file: StateFile) -> (watch::Sender<Recovery>, JoinHandle<()>) {
 /// Cancel safe: waits only.
 async fn readable(port: Option<&Port>) {
     match port {
-        Some(port) if port.socket.readable().await.is_ok() => {}
+        Some(port) if port.readiness.readable().await.is_ok() => {}
         Some(_) | None => pending().await,
     }
 }

@@ -106,6 +106,7 @@ pub async fn serve(
         listen: config.settings.udp.listen.clone(),
         recovery: config.dir.join("attachments.json"),
         core: config.core(),
+        offload: config.settings.udp.offload,
     };
     let core = CoreKeys {
         gateway: keys.identity.did(),

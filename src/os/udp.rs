@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -20,6 +20,12 @@ use thiserror::Error;
 /// Holds a burst of 3,000 full datagrams while the worker is busy elsewhere.
 const BUFFER: usize = 4 << 20;
 
+/// Datagrams that one call sends: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS).
+const MAX_CUT: usize = 64;
+
+/// Bytes that one call sends: the longest UDP payload over IPv4.
+const MAX_SENT: usize = 65_507;
+
 /// What stops a socket from being bound.
 #[derive(Debug, Error)]
 pub enum UdpError {
@@ -35,11 +41,11 @@ pub enum UdpError {
     },
 }
 
-/// A bound nonblocking socket that takes and gives addresses of both versions as they are.
+/// A bound nonblocking socket that takes and gives addresses of either version as they are.
 #[derive(Debug)]
 pub struct UdpPort {
     socket: UdpSocket,
-    /// False where the host has no IPv6.
+    /// Whether it is one of IPv6 that carries IPv4 too.
     is_dual: bool,
     /// Whether the kernel cuts what is sent (UDP_SEGMENT); false once it refused to.
     cuts: AtomicBool,
@@ -65,11 +71,11 @@ pub fn bind(port: u16) -> Result<UdpPort, UdpError> {
 }
 
 /// Binds one address of one IP version, as servers are told to.
-pub fn bind_at(address: SocketAddr) -> Result<UdpSocket, UdpError> {
+pub fn bind_at(address: SocketAddr) -> Result<UdpPort, UdpError> {
     open_at(address).map_err(|errno| classify(address.port(), io::Error::from(errno)))
 }
 
-fn open_at(address: SocketAddr) -> nix::Result<UdpSocket> {
+fn open_at(address: SocketAddr) -> nix::Result<UdpPort> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -81,7 +87,11 @@ fn open_at(address: SocketAddr) -> nix::Result<UdpSocket> {
     }
     enlarge(&fd)?;
     bind_fd(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-    Ok(UdpSocket::from(fd))
+    Ok(UdpPort {
+        socket: UdpSocket::from(fd),
+        is_dual: false,
+        cuts: AtomicBool::new(true),
+    })
 }
 
 /// Sets both buffers; beyond `net.core.rmem_max` takes a privilege, and what can be had is good enough.
@@ -128,7 +138,12 @@ fn open(port: u16, is_dual: bool) -> nix::Result<UdpPort> {
 impl UdpPort {
     /// Returns the port number it is bound to.
     pub fn port(&self) -> io::Result<u16> {
-        Ok(self.socket.local_addr()?.port())
+        Ok(self.local()?.port())
+    }
+
+    /// Returns the address it is bound to.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
     }
 
     /// Lets the kernel hand over datagrams of one sender together, for [`UdpPort::recv_many`];
@@ -149,18 +164,24 @@ impl UdpPort {
         self.socket.send_to(bytes, self.as_sent(to))
     }
 
-    /// Sends datagrams that lie end to end, each but the last `stride` bytes long, in one call if
-    /// the kernel can; when only some could be sent, the error is of the others.
-    pub fn send_many(&self, bytes: &[u8], stride: usize, to: SocketAddr) -> io::Result<()> {
-        let is_many = bytes.len() > stride;
-        if is_many && self.cuts.load(Ordering::Relaxed) {
-            let size = u16::try_from(stride).map_err(io::Error::other)?;
-            let parts = [IoSlice::new(bytes)];
-            let cut = [ControlMessage::UdpGsoSegments(&size)];
-            let fd = self.socket.as_raw_fd();
-            let to = SockaddrStorage::from(self.as_sent(to));
-            match sendmsg(fd, &parts, &cut, MsgFlags::empty(), Some(&to)) {
-                Ok(_) => return Ok(()),
+    /// Sends datagrams that lie end to end, each but the last `stride` bytes long, in as few calls
+    /// as the kernel allows; when only some could be sent, the error is of the others.
+    pub fn send_many(&self, mut bytes: &[u8], stride: usize, to: SocketAddr) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let sent = self.send_some(bytes, stride, to)?;
+            bytes = bytes.get(sent * stride..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Sends the first of datagrams that lie end to end, each but the last `stride` bytes long, and
+    /// returns how many; an error means that none was sent.
+    pub fn send_some(&self, bytes: &[u8], stride: usize, to: SocketAddr) -> io::Result<usize> {
+        let most = MAX_CUT.min(MAX_SENT / stride.max(1)).max(1);
+        let bytes = bytes.get(..most * stride).unwrap_or(bytes);
+        if bytes.len() > stride && self.cuts.load(Ordering::Relaxed) {
+            match self.send_cut(bytes, stride, to) {
+                Ok(_) => return Ok(bytes.len().div_ceil(stride)),
                 // The path takes less: sent alone, each is cut in fragments.
                 Err(Errno::EMSGSIZE) => {}
                 // Devices without checksum offload, and old kernels.
@@ -171,10 +192,24 @@ impl UdpPort {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        for datagram in bytes.chunks(stride.max(1)) {
-            self.send_to(datagram, to)?;
+        for (sent, datagram) in bytes.chunks(stride.max(1)).enumerate() {
+            match self.send_to(datagram, to) {
+                Ok(_) => {}
+                Err(error) if sent == 0 => return Err(error),
+                // It comes again with the next call.
+                Err(_) => return Ok(sent),
+            }
         }
-        Ok(())
+        Ok(bytes.len().div_ceil(stride.max(1)))
+    }
+
+    fn send_cut(&self, bytes: &[u8], stride: usize, to: SocketAddr) -> nix::Result<usize> {
+        let size = u16::try_from(stride).map_err(|_| Errno::EMSGSIZE)?;
+        let parts = [IoSlice::new(bytes)];
+        let cut = [ControlMessage::UdpGsoSegments(&size)];
+        let fd = self.socket.as_raw_fd();
+        let to = SockaddrStorage::from(self.as_sent(to));
+        sendmsg(fd, &parts, &cut, MsgFlags::empty(), Some(&to))
     }
 
     /// Receives one datagram, or several of one sender that lie end to end in `buffer`.
@@ -226,12 +261,17 @@ fn endpoint(address: SockaddrStorage) -> Option<SocketAddr> {
         .as_sockaddr_in()
         .map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
     let v6 = address.as_sockaddr_in6();
-    v4.or_else(|| v6.map(|v6| plain(SocketAddr::new(v6.ip().into(), v6.port()))))
+    v4.or_else(|| v6.map(|v6| plain(SocketAddrV6::from(*v6).into())))
 }
 
 /// Returns an IPv4-mapped address as the IPv4 address it is, so that equal peers compare equal.
 fn plain(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    let ip = address.ip().to_canonical();
+    match address {
+        // Answers to a link-local address need its scope.
+        SocketAddr::V6(v6) if ip.is_ipv6() => v6.into(),
+        SocketAddr::V4(_) | SocketAddr::V6(_) => SocketAddr::new(ip, address.port()),
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use agentnet::gateway::server::{
 use agentnet::gateway::status::GatewayStatus;
 use agentnet::id::OverlayIp;
 use agentnet::os::clock;
+use agentnet::os::udp::{self, UdpPort};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -42,7 +43,11 @@ struct Running {
 
 impl Running {
     async fn start(listen: SocketAddr, recovery: &Path, network: &Network) -> Self {
-        let gateway = Gateway::bind(&config(listen, recovery), keys()).unwrap();
+        Self::start_with(config(listen, recovery), network).await
+    }
+
+    async fn start_with(config: GatewayConfig, network: &Network) -> Self {
+        let gateway = Gateway::bind(&config, keys()).unwrap();
         let at = gateway.addresses()[0];
         let (commands, receiver) = mpsc::channel(8);
         let (stop, stopped) = oneshot::channel();
@@ -75,7 +80,7 @@ impl Running {
 /// An agent with a socket.
 struct Agent {
     attachment: Attachment,
-    socket: UdpSocket,
+    socket: UdpPort,
     received: Vec<Vec<u8>>,
 }
 
@@ -91,8 +96,7 @@ impl Agent {
         };
         let mut attachment = Attachment::new(config, [7; 32]).unwrap();
         attachment.set_record(network.record(n, YEAR), clock::now());
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
+        let socket = udp::bind_at("127.0.0.1:0".parse().unwrap()).unwrap();
         Self {
             attachment,
             socket,
@@ -102,6 +106,21 @@ impl Agent {
 
     fn hop(&self) -> Option<u32> {
         self.attachment.hop().map(|hop| hop.up())
+    }
+
+    /// Sends payloads of one length, but for the last, in one call.
+    fn send_many(&mut self, to: OverlayIp, payloads: &[Vec<u8>]) {
+        let (mut all, mut stride, mut gateway) = (vec![], 0, None);
+        for payload in payloads {
+            let wrapped = self.attachment.wrap(to, payload, clock::now());
+            let (at, frame) = wrapped.expect("it is attached");
+            stride = stride.max(frame.len());
+            gateway = Some(at);
+            all.extend(frame);
+        }
+        self.socket
+            .send_many(&all, stride, gateway.unwrap())
+            .unwrap();
     }
 
     fn send(&mut self, to: OverlayIp, payload: &[u8]) {
@@ -168,6 +187,7 @@ fn config(listen: SocketAddr, recovery: &Path) -> GatewayConfig {
             per_source: 100,
             burst: 100,
         },
+        offload: true,
     }
 }
 
@@ -223,6 +243,37 @@ async fn agents_exchange_frames_and_survive_a_restart() {
     agents[1].send(network.address(10), b"two");
     until(&mut agents, "received again", |a| a[0].received.len() == 1).await;
     gateway.stop().await;
+}
+
+/// frames that came in one call go on as they are, merged and cut by the kernel or not.
+#[tokio::test]
+async fn many_frames_at_once_arrive_whole_and_in_order() {
+    for offload in [true, false] {
+        let (network, file) = (Network::new(1), File::new(&format!("many-{offload}")));
+        let config = GatewayConfig {
+            offload,
+            ..config("127.0.0.1:0".parse().unwrap(), &file.0)
+        };
+        let gateway = Running::start_with(config, &network).await;
+        let mut agents = [10, 11].map(|n| Agent::new(&network, n, gateway.at));
+        let attached = |agents: &[Agent]| agents.iter().all(|a| a.attachment.is_attached());
+        until(&mut agents, "attached", attached).await;
+        let length = |n: u8| if n == 39 { 700 } else { 1300 };
+        let payloads = (0..40).map(|n| vec![n; length(n)]).collect::<Vec<_>>();
+
+        agents[0].send_many(network.address(11), &payloads);
+        until(&mut agents, "received", |a| a[1].received.len() == 40).await;
+
+        assert_eq!(agents[1].received, payloads);
+        let status = gateway.status().await;
+        let bytes = payloads.iter().map(|p| p.len() as u64 + 56).sum::<u64>();
+        assert_eq!(
+            (status.forwarded_frames, status.forwarded_bytes),
+            (40, bytes)
+        );
+        assert!(status.drops.is_empty(), "{:?}", status.drops);
+        gateway.stop().await;
+    }
 }
 
 /// Garbage, truncated and oversized datagrams are counted, and answered by nothing.
