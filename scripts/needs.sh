@@ -20,6 +20,7 @@ package_of() {
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;
     turnserver) echo coturn ;;
+    wg) echo wireguard-tools ;;
     *) echo "$1" ;;
   esac
 }

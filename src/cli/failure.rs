@@ -176,9 +176,10 @@ impl From<TokenError> for Failure {
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         let exit = match (problem.code, problem.status) {
-            (Code::BadRequest, _) => Exit::Usage,
+            (Code::AddressOutside | Code::BadRequest, _) => Exit::Usage,
             (Code::ClockSkew, _) => Exit::Failed,
-            (Code::AddressTaken | Code::LabelTaken | Code::NameTaken, _) => Exit::Denied,
+            (Code::AddressTaken | Code::KeyTaken, _) => Exit::Denied,
+            (Code::LabelTaken | Code::NameTaken, _) => Exit::Denied,
             (_, 401 | 403) => Exit::Denied,
             (_, 404) => Exit::NotFound,
             (_, 408 | 502..=504) => Exit::Unreachable,

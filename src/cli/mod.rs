@@ -24,6 +24,7 @@ mod up;
 mod values;
 mod version;
 mod whois;
+mod wireguard;
 
 use std::process::ExitCode;
 
@@ -72,6 +73,8 @@ enum Command {
     Up(up::UpArgs),
     Version(version::VersionArgs),
     Whois(whois::WhoisArgs),
+    #[command(name = "wireguard")]
+    WireGuard(wireguard::WireGuardArgs),
 }
 
 /// The local agent a command is about.
@@ -135,7 +138,8 @@ impl Command {
             | Self::Token(_)
             | Self::Trust(_)
             | Self::Version(_)
-            | Self::Whois(_) => false,
+            | Self::Whois(_)
+            | Self::WireGuard(_) => false,
         }
     }
 }
@@ -159,6 +163,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Up(args) => args.run(context).await,
         Command::Version(args) => args.run(context).await,
         Command::Whois(args) => args.run(context).await,
+        Command::WireGuard(args) => args.run(context).await,
     }
 }
 

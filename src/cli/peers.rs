@@ -5,6 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
 use crate::cli::text::{Table, ago_or_never, bytes, consent};
+use crate::cli::wireguard;
 use crate::wire::api::local::{OfAgent, Peers};
 
 /// List the agents this node shares a consent with, and how their sessions are
@@ -52,6 +53,10 @@ impl Show for Peers {
                 peer.agent.clone(),
             ]);
         }
-        table.text("no peers yet; ask for trust: agentnet trust request NAME")
+        let agents = table.text("no peers yet; ask for trust: agentnet trust request NAME");
+        match wireguard::table(self.now, &self.wireguard).text("") {
+            none if none.is_empty() => agents,
+            wireguard => format!("{agents}\n\n{wireguard}"),
+        }
     }
 }

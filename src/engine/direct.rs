@@ -48,8 +48,10 @@ impl Engine {
                 }
                 self.find_initiator(from, bytes)
             }
-            // Nothing of ours asks for cookies directly.
-            Some(Datagram::WireGuard(WireGuard::CookieReply)) => None,
+            // No node sends one: at most a peer that speaks only WireGuard.
+            Some(Datagram::WireGuard(WireGuard::CookieReply)) => {
+                receiver_index(bytes).and_then(|index| self.find_cookie(index, from))
+            }
             Some(Datagram::WireGuard(WireGuard::Response | WireGuard::Transport)) => {
                 receiver_index(bytes).and_then(|index| self.find_index(index))
             }
@@ -68,6 +70,13 @@ impl Engine {
     fn find_index(&self, index: u32) -> Option<(OverlayIp, OverlayIp)> {
         self.locals.iter().find_map(|(address, local)| {
             let peer = local.peer_by_index(index)?;
+            Some((*address, peer))
+        })
+    }
+
+    fn find_cookie(&self, index: u32, from: SocketAddr) -> Option<(OverlayIp, OverlayIp)> {
+        self.locals.iter().find_map(|(address, local)| {
+            let peer = local.wireguard_by_cookie(index, from)?;
             Some((*address, peer))
         })
     }

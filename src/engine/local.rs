@@ -1,6 +1,7 @@
 mod channel;
 mod tell;
 mod ways;
+mod wireguard;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
@@ -10,6 +11,7 @@ use crate::engine::{
     membership::{Membership, Refused, Trusted},
     path::{Mode, Path},
     peer::{Peer, PeerConfig, PeerOutput},
+    wireguard::PlainPeer,
     withheld::Withheld,
 };
 use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime};
@@ -37,6 +39,8 @@ pub(crate) struct Local {
     /// When the attachment was last made or lost; None until a gateway is known.
     pub(crate) gateway_since: Option<Instant>,
     pub(crate) peers: BTreeMap<OverlayIp, Peer>,
+    /// Installed peers that speak only WireGuard.
+    pub(crate) wireguard: BTreeMap<OverlayIp, PlainPeer>,
     /// Probes without an answer: to whom, when, and which way.
     probes: BTreeMap<u64, (OverlayIp, Instant, Path)>,
     mode: Mode,
@@ -78,6 +82,7 @@ impl Local {
             gateway: None,
             gateway_since: None,
             peers: BTreeMap::new(),
+            wireguard: BTreeMap::new(),
             probes: BTreeMap::new(),
             mode,
             suites: Suites::NONE,
@@ -111,6 +116,8 @@ impl Local {
             self.membership.trusted(time.unix)
         };
         let mut changed = false;
+        let is_agent = |t: &Trusted| !self.membership.is_wireguard(&t.tunnel);
+        let trusted = trusted.into_iter().filter(is_agent).collect::<Vec<_>>();
         let keep = trusted
             .iter()
             .map(|t| (t.member.address, t.tunnel))
@@ -128,6 +135,7 @@ impl Local {
         for trusted in trusted {
             changed |= self.install_one(trusted, time.now, &mut fresh);
         }
+        changed |= self.install_wireguard(time, &mut fresh);
         self.note_holdings(time.now);
         for address in self.peers.keys().copied().collect::<Vec<_>>() {
             self.carry_out(address, Vec::new(), time, out);
@@ -177,7 +185,12 @@ impl Local {
     /// Returns the indices of its sessions, with peers and with the gateway.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
         let gateway = self.attachment.as_ref().map(Attachment::index);
-        self.peers.values().map(Peer::index).chain(gateway)
+        let plain = self.wireguard.values().map(PlainPeer::index);
+        self.peers
+            .values()
+            .map(Peer::index)
+            .chain(plain)
+            .chain(gateway)
     }
 
     /// Takes a packet of the TUN for an installed peer.
@@ -185,7 +198,9 @@ impl Local {
         let mut made = Vec::new();
         let sent = match self.peers.get_mut(&to) {
             Some(peer) => peer.send(packet, time.now, &mut made),
-            None => Err(DropReason::NoPeer),
+            None => self
+                .send_wireguard(to, packet, time, out)
+                .unwrap_or(Err(DropReason::NoPeer)),
         };
         self.carry_out(to, made, time, out);
         if let Err(reason) = sent {
@@ -228,7 +243,10 @@ impl Local {
     ) {
         let Some(peer) = self.peers.get_mut(&from) else {
             // Silence, cookies included, for everyone whose key is not installed.
-            out.drop(DropReason::NoPeer);
+            let taken = self.receive_wireguard(from, way, message, time, out);
+            if let Err(reason) = taken.unwrap_or(Err(DropReason::NoPeer)) {
+                out.drop(reason);
+            }
             return;
         };
         let mut made = Vec::new();
@@ -437,7 +455,9 @@ impl Local {
 
     /// Returns when the first of the consents and chains in use ends; None without a peer.
     pub(crate) fn next_end(&self) -> Option<UnixTime> {
-        self.peers.values().map(|peer| peer.trusted().until).min()
+        let plain = self.wireguard.values().map(PlainPeer::until);
+        let peers = self.peers.values().map(|peer| peer.trusted().until);
+        peers.chain(plain).min()
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
@@ -445,6 +465,7 @@ impl Local {
         let withheld = self.withheld.poll_timeout();
         peers
             .chain(self.attachment.as_ref().and_then(Attachment::poll_timeout))
+            .chain(self.wireguard_timeout())
             .chain(withheld.map(|at| (at, "what the registry keeps back")))
             .min()
     }
@@ -470,6 +491,7 @@ impl Local {
             }
             self.carry_out(address, made, time, out);
         }
+        self.handle_wireguard_timeout(time, out);
         self.drain_attachment(out);
         self.follow_attachment(time, out);
     }

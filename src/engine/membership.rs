@@ -8,7 +8,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::engine::{proven::ProvenChains, revoked::RevocationLog, twin::Signed};
+use crate::engine::{
+    proven::ProvenChains, revoked::RevocationLog, twin::Signed, wireguard::WireGuard,
+};
 use crate::id::{
     AgentId, Did, DomainId, FullName, IdentityKey, Label, MemberName, NamePattern, NetworkId,
     NetworkPrefix, OverlayIp, Suffix, TunnelKey, TunnelSecret, UnixTime, hash,
@@ -195,6 +197,9 @@ pub struct Membership {
     pub gateways: BTreeMap<Did, Statement<Gateway>>,
     #[serde(default)]
     pub outbox: VecDeque<Outgoing>,
+    /// Peers that speak only WireGuard, by the word of this node's operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wireguard: Vec<WireGuard>,
     /// Records signed since the start of the daemon.
     #[serde(skip)]
     pub signed: Signed,
@@ -264,6 +269,7 @@ impl Membership {
             revocations: RevocationLog::default(),
             gateways: BTreeMap::new(),
             outbox: VecDeque::new(),
+            wireguard: Vec::new(),
             signed: Signed::default(),
             proven: ProvenChains::default(),
         }

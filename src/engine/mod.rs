@@ -29,6 +29,7 @@ pub mod trust;
 pub mod twin;
 pub mod view;
 pub mod window;
+pub mod wireguard;
 mod withheld;
 
 use std::{
@@ -51,7 +52,7 @@ use crate::engine::{
     membership::{Left, Membership, Outgoing, Refused, State, remember},
     path::Mode,
     stun::Observers,
-    trust::{Taken, TrustError},
+    trust::Taken,
 };
 use crate::id::{Did, FullName, IdentityKey, OverlayIp, UnixTime};
 use crate::statement::{ChainError, Record, Scope, Statement};
@@ -176,16 +177,22 @@ impl Engine {
         let peers = |local: &Local| {
             let own = local.address;
             let one = move |p: &peer::Peer| (own, p.address(), p.trusted().inbound.clone());
-            local.peers.values().map(one).collect::<Vec<_>>()
+            let plain = local.wireguard.values();
+            let plain = plain.map(move |p| (own, p.address(), p.inbound().to_vec()));
+            local
+                .peers
+                .values()
+                .map(one)
+                .chain(plain)
+                .collect::<Vec<_>>()
         };
         self.locals.values().flat_map(peers).collect()
     }
 
-    /// Tells whether consent stands both ways between two agents, the first of them ours.
+    /// Tells whether packets may go between an agent of ours and an installed peer.
     pub fn has_peer(&self, local: OverlayIp, peer: OverlayIp) -> bool {
-        self.locals
-            .get(&local)
-            .is_some_and(|l| l.peers.contains_key(&peer))
+        let local = self.locals.get(&local);
+        local.is_some_and(|l| l.peers.contains_key(&peer) || l.wireguard.contains_key(&peer))
     }
 
     /// Returns how often what was dropped.
@@ -377,12 +384,12 @@ impl Engine {
     // ---- commands
 
     /// Changes trust of one agent by `change`, and everything that follows from it.
-    pub fn change<T>(
+    pub fn change<T, E>(
         &mut self,
         local: OverlayIp,
         time: Time,
-        change: impl FnOnce(&mut Membership, UnixTime) -> Result<T, TrustError>,
-    ) -> Option<Result<T, TrustError>> {
+        change: impl FnOnce(&mut Membership, UnixTime) -> Result<T, E>,
+    ) -> Option<Result<T, E>> {
         let found = self.locals.get_mut(&local)?;
         let changed = change(&mut found.membership, time.unix);
         if changed.is_ok() {

@@ -3,7 +3,7 @@ use std::{fmt, net::Ipv6Addr, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
 
-use crate::id::{AgentId, DomainId, hash};
+use crate::id::{AgentId, DomainId, WireGuardKey, hash};
 
 /// What is wrong with an address or prefix.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
@@ -25,6 +25,11 @@ impl DomainPrefix {
     pub fn of(domain: &DomainId) -> Self {
         let h = hash(&[b"agentnet domain", domain.as_bytes()]);
         Self([0xfd, h[0], h[1], h[2], h[3], h[4]])
+    }
+
+    /// Tells whether `address` is of this domain.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        address.octets()[..6] == self.0
     }
 
     /// Returns the /64 number `number` of this domain; 0 is infrastructure.
@@ -50,9 +55,19 @@ impl NetworkPrefix {
 
     /// Derives the address of `agent` in this network; an all-zero interface id is refused.
     pub fn address_of(self, agent: &AgentId) -> Result<OverlayIp, AddressError> {
-        let h = hash(&[b"agentnet iid", &self.0, agent.as_bytes()]);
-        let [a, b, c, d, e, f, g, i, ..] = h;
-        match u64::from_be_bytes([a, b, c, d, e, f, g, i]) {
+        self.address_by(hash(&[b"agentnet iid", &self.0, agent.as_bytes()]))
+    }
+
+    /// Derives an address for a peer that has a WireGuard key and no identity.
+    pub fn address_of_wireguard(self, key: &WireGuardKey) -> Result<OverlayIp, AddressError> {
+        let key = key.tunnel();
+        let h = hash(&[b"agentnet wireguard iid", &self.0, key.as_bytes()]);
+        self.address_by(h)
+    }
+
+    fn address_by(self, hash: [u8; 32]) -> Result<OverlayIp, AddressError> {
+        let [a, b, c, d, e, f, g, h, ..] = hash;
+        match u64::from_be_bytes([a, b, c, d, e, f, g, h]) {
             0 => Err(AddressError::ZeroInterface),
             interface => Ok(self.address(interface)),
         }

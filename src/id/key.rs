@@ -1,6 +1,9 @@
 use std::{fmt, str::FromStr};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -20,6 +23,12 @@ pub enum KeyError {
     NotAPoint,
     #[error("not 32 bytes of unpadded base64url")]
     NotBase64,
+    #[error(
+        "not a key of WireGuard (expected 44 characters of base64, as `wg pubkey` prints them)"
+    )]
+    NotWireGuard,
+    #[error("the key is of small order: everybody could speak for it")]
+    SmallOrder,
 }
 
 /// An Ed25519 public key, checked to decompress and not of small order; text form `did:key:z6Mk...`.
@@ -297,6 +306,105 @@ impl<'de> Deserialize<'de> for TunnelSecret {
     }
 }
 
+/// An X25519 public key in the text of WireGuard's tools, checked not to be of small order.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+pub struct WireGuardKey(TunnelKey);
+
+impl WireGuardKey {
+    /// Returns the public half of `secret`.
+    pub fn of(secret: &TunnelSecret) -> Self {
+        Self(secret.public())
+    }
+
+    /// Returns the key itself.
+    pub const fn tunnel(&self) -> TunnelKey {
+        self.0
+    }
+}
+
+impl fmt::Display for WireGuardKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0.as_bytes()))
+    }
+}
+
+impl fmt::Debug for WireGuardKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for WireGuardKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let key = TunnelKey::from_bytes(from_wireguard(text)?);
+        // Any secret tells: what a key of small order is agreed on with is the same for all.
+        let agreed = TunnelSecret::from_seed([1; 32]).agree(&key);
+        agreed.map(|_| Self(key)).ok_or(KeyError::SmallOrder)
+    }
+}
+
+impl Serialize for WireGuardKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for WireGuardKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A key that two ends of WireGuard share besides their own, as `wg genpsk` makes one.
+#[derive(Clone, Eq, PartialEq, Zeroize, ZeroizeOnDrop)]
+pub struct PresharedKey([u8; 32]);
+
+impl PresharedKey {
+    /// Returns the key.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey")
+    }
+}
+
+impl FromStr for PresharedKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        from_wireguard(text).map(Self)
+    }
+}
+
+impl Serialize for PresharedKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for PresharedKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Reads 32 bytes as WireGuard's tools write them.
+fn from_wireguard(text: &str) -> Result<[u8; 32], KeyError> {
+    let bytes = Some(text)
+        .filter(|t| t.len() == 44)
+        .and_then(|t| STANDARD.decode(t).ok());
+    let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or(KeyError::NotWireGuard)
+}
+
 fn to_base64(bytes: &[u8; 32]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
@@ -373,8 +481,30 @@ mod tests {
     fn secrets_do_not_show_in_debug() {
         let key = IdentityKey::from_seed([7; 32]);
         let secret = TunnelSecret::from_seed([7; 32]);
+        let shared = PresharedKey([7; 32]);
 
-        assert!(!format!("{key:?}{secret:?}").contains(&to_base64(&[7; 32])));
+        let shown = format!("{key:?}{secret:?}{shared:?}");
+
+        assert!(
+            !shown.contains(&to_base64(&[7; 32])) && !shown.contains(&STANDARD.encode([7; 32]))
+        );
+    }
+
+    #[test]
+    fn a_key_of_wireguard_is_base64_and_of_no_small_order() {
+        // `wg pubkey` of the secret 1, 1, 1 ...
+        let secret = TunnelSecret::from_seed([1; 32]);
+        let text = "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=";
+        assert_eq!(WireGuardKey::of(&secret).to_string(), text);
+        assert_eq!(text.parse(), Ok(WireGuardKey::of(&secret)));
+
+        let small = STANDARD.encode([0; 32]).parse::<WireGuardKey>();
+        assert_eq!(small, Err(KeyError::SmallOrder));
+        for other in ["", &text[1..], &secret.public().to_string(), "wg0"] {
+            let read = other.parse::<WireGuardKey>();
+            assert_eq!(read, Err(KeyError::NotWireGuard), "{other}");
+            assert!(other.parse::<PresharedKey>().is_err(), "{other}");
+        }
     }
 
     proptest! {

@@ -6,7 +6,10 @@ mod name;
 mod time;
 
 pub use address::{AddressError, DomainPrefix, NetworkPrefix, OverlayIp};
-pub use key::{AgentId, Did, DomainId, IdentityKey, KeyError, NetworkId, TunnelKey, TunnelSecret};
+pub use key::{
+    AgentId, Did, DomainId, IdentityKey, KeyError, NetworkId, PresharedKey, TunnelKey,
+    TunnelSecret, WireGuardKey,
+};
 pub use name::{FullName, Label, MemberName, NameError, NamePattern, Suffix};
 pub use time::UnixTime;
 

@@ -3,6 +3,7 @@
 mod list;
 mod paths;
 mod ping;
+mod wireguard;
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ use crate::wire::api::{
         AutoFrom, AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, OfAgent,
         PathKind, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status,
         TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Whois,
-        WhoisQuery,
+        WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove,
+        WireGuardRemoved,
     },
     problem::{Code, Problem},
 };
@@ -309,6 +311,18 @@ impl Control for Node {
             m.auto_remove(found.unwrap_or(usize::MAX)).map(drop)
         })
         .await
+    }
+
+    async fn wireguard_list(&self, of: OfAgent) -> Result<WireGuardPeers, Problem> {
+        wireguard::peers(self, of).await
+    }
+
+    async fn wireguard_add(&self, add: WireGuardAdd) -> Result<WireGuardAdded, Problem> {
+        wireguard::add(self, add).await
+    }
+
+    async fn wireguard_remove(&self, remove: WireGuardRemove) -> Result<WireGuardRemoved, Problem> {
+        wireguard::remove(self, remove).await
     }
 
     async fn path(&self, query: PathQuery) -> Result<PathReport, Problem> {

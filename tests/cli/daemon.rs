@@ -9,6 +9,9 @@ use crate::finish;
 use crate::program;
 use crate::run;
 
+/// A public key as `wg pubkey` prints it.
+const KEY: &str = "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=";
+
 fn ask(daemon: &FakeDaemon, args: &[&str]) -> Ran {
     run(&[args, &["--socket", &daemon.socket]].concat())
 }
@@ -63,6 +66,9 @@ fn every_fact_is_json_with_its_version() {
         &["ping", "b", "tcp/8000"],
         &["ping", "near", "--until-direct"],
         &["path", "b"],
+        &["wireguard", "list"],
+        &["wireguard", "add", KEY, "--allow", "any"],
+        &["wireguard", "remove", KEY],
     ] {
         let ran = ask(&daemon, &[args, &["--json"]].concat());
 
@@ -84,9 +90,10 @@ fn tables_are_aligned_and_strangers_do_not_steer_the_terminal() {
     let daemon = FakeDaemon::start();
 
     let peers = ask(&daemon, &["peers"]).out;
-    let [head, row] = peers.lines().collect::<Vec<_>>()[..] else {
+    let [head, row, "", plain_head, plain] = peers.lines().collect::<Vec<_>>()[..] else {
         panic!("{peers}");
     };
+    assert_eq!(plain_head.find("ENDPOINT"), plain.find("192.0.2.5:51820"));
     assert_eq!(head.find("LAST IN"), row.find("3 s ago"), "{peers}");
     assert!(row.contains("relay") && row.contains("replies only") && row.contains("1.2 MB"));
 
@@ -290,4 +297,50 @@ fn a_search_for_a_direct_path_ends_with_it_or_with_the_time() {
         ask(&daemon, &["ping", "b", "tcp/1", "--until-direct"]).code,
         2
     );
+}
+
+/// What `add` prints is a file for `wg addconf` of the other end.
+#[test]
+fn a_wireguard_peer_is_told_what_its_end_needs() {
+    let daemon = FakeDaemon::start();
+    let scratch = crate::Scratch::new();
+    let psk = scratch.write("psk", &format!("{KEY}\n"));
+
+    let ran = ask(
+        &daemon,
+        &[
+            "wireguard",
+            "add",
+            KEY,
+            "--endpoint",
+            "192.0.2.5:51820",
+            "--allow",
+            "tcp/8000",
+            "--preshared-key-file",
+            &psk,
+        ],
+    );
+
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let lines = ran.out.lines().filter(|line| !line.starts_with('#'));
+    let lines = lines.collect::<Vec<_>>();
+    let [section, key, allowed, endpoint] = lines.as_slice() else {
+        panic!("{lines:?}");
+    };
+    assert_eq!(*section, "[Peer]");
+    assert!(key.starts_with("PublicKey = ") && key.len() == 12 + 44);
+    assert!(allowed.starts_with("AllowedIPs = fd00:1:2:3:") && allowed.ends_with("/128"));
+    assert_eq!(*endpoint, "Endpoint = 198.51.100.4:16200");
+    assert!(ran.out.contains("may reach tcp/8000 of it"), "{}", ran.out);
+    assert!(ran.out.contains("# PresharedKey = "), "{}", ran.out);
+
+    let bare = ask(&daemon, &["wireguard", "add", KEY, "--json"]).json();
+    assert_eq!(bare["peer"]["inbound"], serde_json::json!([]));
+    assert_eq!(bare["peer"]["preshared_key"], false);
+    let peers = ask(&daemon, &["peers"]);
+    assert!(peers.out.contains("WIREGUARD KEY"), "{}", peers.out);
+    let gone = ask(&daemon, &["wireguard", "remove", "fd00:1:2:3::9"]);
+    assert_eq!(gone.code, 4, "{gone:?}");
+    let bad = ask(&daemon, &["wireguard", "add", "AAAA"]);
+    assert!(bad.code == 2 && bad.err.contains("wg pubkey"), "{bad:?}");
 }

@@ -1,6 +1,9 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use agentnet::id::{AgentId, IdentityKey, Label, NetworkId, NetworkPrefix, OverlayIp, UnixTime};
+use agentnet::id::{
+    AgentId, IdentityKey, Label, NetworkId, NetworkPrefix, OverlayIp, TunnelSecret, UnixTime,
+    WireGuardKey,
+};
 use agentnet::node::local_api::{self, Control};
 use agentnet::statement::Scope;
 use agentnet::wire::api::local::{
@@ -9,6 +12,8 @@ use agentnet::wire::api::local::{
     PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending, PendingRequest, PingOutcome,
     PingReply, PingRequest, RegistryStatus, SessionState, Status, TrustApprove, TrustChange,
     TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois, WhoisQuery, Why,
+    WireGuardAdd, WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers, WireGuardRef,
+    WireGuardRemove, WireGuardRemoved,
 };
 use agentnet::wire::api::problem::{Code, Problem};
 use tokio::{runtime::Runtime, sync::Notify};
@@ -84,6 +89,32 @@ fn acme() -> Label {
 
 fn ago(secs: u64) -> UnixTime {
     UnixTime::from_secs(NOW.as_secs() - secs)
+}
+
+fn wireguard(secret: &TunnelSecret) -> WireGuardPeer {
+    WireGuardPeer {
+        key: WireGuardKey::of(secret),
+        address: address(5),
+        agent: "planner.acme.agent".to_owned(),
+        state: SessionState::Up,
+        endpoint: Some("192.0.2.5:51820".parse().unwrap()),
+        preshared_key: false,
+        last_handshake: Some(ago(60)),
+        last_inbound: Some(ago(3)),
+        rx_bytes: 1,
+        tx_bytes: 2,
+        inbound: Scope::Any,
+    }
+}
+
+fn wireguard_own() -> WireGuardOwn {
+    WireGuardOwn {
+        agent: "planner.acme.agent".to_owned(),
+        key: WireGuardKey::of(&TunnelSecret::from_seed([6; 32])),
+        address: address(1),
+        port: 16200,
+        endpoints: vec!["198.51.100.4:16200".parse().unwrap()],
+    }
 }
 
 fn changed(name: &str, change: TrustChange, inbound: Option<Scope>) -> TrustChanged {
@@ -168,6 +199,7 @@ impl Control for Fake {
                 inbound: Some(Scope::replies_only()),
                 outbound: Some("tcp/8000".parse().unwrap()),
             }],
+            wireguard: vec![wireguard(&TunnelSecret::from_seed([5; 32]))],
         })
     }
 
@@ -247,6 +279,36 @@ impl Control for Fake {
 
     async fn auto_remove(&self, _: AutoRemove) -> Result<AutoRules, Problem> {
         Ok(AutoRules { rules: Vec::new() })
+    }
+
+    async fn wireguard_list(&self, _: OfAgent) -> Result<WireGuardPeers, Problem> {
+        Ok(WireGuardPeers {
+            now: NOW,
+            own: vec![wireguard_own()],
+            peers: Vec::new(),
+        })
+    }
+
+    async fn wireguard_add(&self, add: WireGuardAdd) -> Result<WireGuardAdded, Problem> {
+        let peer = WireGuardPeer {
+            key: add.key,
+            preshared_key: add.preshared_key.is_some(),
+            endpoint: add.endpoint,
+            inbound: add.allow,
+            ..wireguard(&TunnelSecret::from_seed([5; 32]))
+        };
+        let own = wireguard_own();
+        Ok(WireGuardAdded { peer, own })
+    }
+
+    async fn wireguard_remove(&self, remove: WireGuardRemove) -> Result<WireGuardRemoved, Problem> {
+        match remove.peer {
+            WireGuardRef::Address(address) => Err(Problem::with(Code::NotFound, address)),
+            WireGuardRef::Key(key) => {
+                let address = address(5);
+                Ok(WireGuardRemoved { key, address })
+            }
+        }
     }
 
     async fn path(&self, query: PathQuery) -> Result<PathReport, Problem> {

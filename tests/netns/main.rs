@@ -33,4 +33,5 @@ mod topology;
 mod traffic;
 mod versions;
 mod wall_clock;
+mod wireguard;
 mod world;

@@ -16,4 +16,5 @@ mod paths;
 mod session;
 mod skew;
 mod twin;
+mod wireguard;
 mod world;

@@ -9,8 +9,9 @@ use crate::engine::{
     path::{Mode, PathAgent},
     peer::{Peer, PeerOutput},
     session::initiator,
+    wireguard::PlainPeer,
 };
-use crate::id::OverlayIp;
+use crate::id::{OverlayIp, TunnelKey};
 use crate::wire::candidate::{Candidate, Kind};
 
 /// What is tried first: an interface's own endpoint needs no NAT to agree.
@@ -19,7 +20,7 @@ const REFLEXIVE_PRIORITY: u32 = 1;
 
 impl Local {
     /// Returns where peers may reach us directly.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let host = |endpoint: &SocketAddr| Candidate {
             kind: Kind::Host,
             endpoint: *endpoint,
@@ -152,16 +153,26 @@ impl Local {
     pub(crate) fn peer_by_index(&self, index: u32) -> Option<OverlayIp> {
         let mut peers = self.direct_peers();
         let found = peers.find(|peer| peer.index() == index >> 8);
-        found.map(Peer::address)
+        let mut plain = self.wireguard.values();
+        found.map(Peer::address).or_else(|| {
+            let found = plain.find(|peer| peer.index() == index >> 8);
+            found.map(PlainPeer::address)
+        })
     }
 
     /// Finds the installed peer that a handshake initiation claims to be from.
     pub(crate) fn peer_by_initiation(&self, datagram: &[u8]) -> Option<OverlayIp> {
-        self.direct_peers().next()?;
+        self.direct_keys().next()?;
         let key = initiator(&self.membership.tunnel, datagram)?;
-        let mut peers = self.direct_peers();
-        let found = peers.find(|peer| peer.trusted().tunnel == key);
-        found.map(Peer::address)
+        let found = self.direct_keys().find(|(known, _)| *known == key);
+        found.map(|(_, address)| address)
+    }
+
+    fn direct_keys(&self) -> impl Iterator<Item = (TunnelKey, OverlayIp)> {
+        let agents = self.direct_peers();
+        let agents = agents.map(|peer| (peer.trusted().tunnel, peer.address()));
+        let plain = self.wireguard.values();
+        agents.chain(plain.map(|peer| (peer.kept().key.tunnel(), peer.address())))
     }
 
     fn direct_peers(&self) -> impl Iterator<Item = &Peer> {
@@ -172,6 +183,8 @@ impl Local {
     /// Tells whether a peer of ours answered from `endpoint` before.
     pub(crate) fn knows(&self, endpoint: SocketAddr) -> bool {
         let mut peers = self.direct_peers();
+        let mut plain = self.wireguard.values();
         peers.any(|peer| peer.path().endpoints().any(|known| known == endpoint))
+            || plain.any(|peer| peer.endpoint() == Some(endpoint))
     }
 }

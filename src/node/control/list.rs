@@ -13,7 +13,7 @@ use crate::engine::{
 };
 use crate::id::{Did, FullName, OverlayIp, UnixTime};
 use crate::node::{
-    control::{choose, path_kind},
+    control::{choose, path_kind, wireguard},
     driver::{Core, now},
     running::Node,
 };
@@ -32,7 +32,7 @@ use crate::wire::api::{
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// Returns the agents meant by `agent`: the one named, or all.
-fn meant(core: &Core, agent: Option<&str>) -> Result<Vec<OverlayIp>, Problem> {
+pub(super) fn meant(core: &Core, agent: Option<&str>) -> Result<Vec<OverlayIp>, Problem> {
     match agent {
         Some(_) => Ok(vec![choose(core, agent)?]),
         None => Ok(core.engine.locals().collect()),
@@ -321,17 +321,19 @@ fn gateway_warning(agent: &AgentStatus) -> Option<Warning> {
 }
 
 pub(super) fn peers(core: &Core, agent: Option<&str>) -> Result<Peers, Problem> {
-    let mut peers = Vec::new();
+    let (mut peers, mut plain) = (Vec::new(), Vec::new());
     for local in meant(core, agent)? {
         let Some(own) = core.engine.name(local) else {
             continue;
         };
+        plain.extend(wireguard::of_agent(core, local));
         let views = core.engine.peers(local, now());
         peers.extend(views.into_iter().map(|view| peer(&own, &view)));
     }
     Ok(Peers {
         now: clock::unix(),
         peers,
+        wireguard: plain,
     })
 }
 

@@ -22,7 +22,8 @@ use tracing::info;
 use crate::wire::api::local::{
     AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, MAX_BODY, OfAgent, PathQuery,
     PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove, TrustChanged,
-    TrustList, TrustName, TrustRequest, Version, Versioned, Whois, WhoisQuery,
+    TrustList, TrustName, TrustRequest, Version, Versioned, Whois, WhoisQuery, WireGuardAdd,
+    WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -69,6 +70,15 @@ pub trait Control: Send + Sync + 'static {
 
     /// Removes the rules about one selector.
     async fn auto_remove(&self, remove: AutoRemove) -> Result<AutoRules, Problem>;
+
+    /// Returns the peers that speak only WireGuard.
+    async fn wireguard_list(&self, of: OfAgent) -> Result<WireGuardPeers, Problem>;
+
+    /// Lets a peer in that speaks only WireGuard.
+    async fn wireguard_add(&self, add: WireGuardAdd) -> Result<WireGuardAdded, Problem>;
+
+    /// Forgets such a peer; when this returns, nothing passes any more.
+    async fn wireguard_remove(&self, remove: WireGuardRemove) -> Result<WireGuardRemoved, Problem>;
 
     /// Returns every path to another agent, and why the one in use is.
     async fn path(&self, query: PathQuery) -> Result<PathReport, Problem>;
@@ -129,6 +139,7 @@ fn router(control: Shared) -> Router {
         .route("/v1/trust", get(trust_list))
         .route("/v1/trust/pending", get(trust_pending))
         .route("/v1/trust/auto", get(auto_list))
+        .route("/v1/wireguard", get(wireguard_list))
         .route("/v1/ping", post(ping));
     let changes = Router::new()
         .route("/v1/trust/request", post(trust_request))
@@ -137,6 +148,8 @@ fn router(control: Shared) -> Router {
         .route("/v1/trust/revoke", post(trust_revoke))
         .route("/v1/trust/auto/add", post(auto_add))
         .route("/v1/trust/auto/remove", post(auto_remove))
+        .route("/v1/wireguard/add", post(wireguard_add))
+        .route("/v1/wireguard/remove", post(wireguard_remove))
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
         .route(
@@ -199,6 +212,7 @@ query_calls! {
     trust_list(OfAgent)
     trust_pending(OfAgent)
     auto_list(OfAgent)
+    wireguard_list(OfAgent)
 }
 
 body_calls! {
@@ -208,6 +222,8 @@ body_calls! {
     trust_revoke(TrustName)
     auto_add(AutoRule)
     auto_remove(AutoRemove)
+    wireguard_add(WireGuardAdd)
+    wireguard_remove(WireGuardRemove)
     ping(PingRequest)
     join(JoinRequest)
     leave(OfAgent)

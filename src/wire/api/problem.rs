@@ -9,6 +9,8 @@ use crate::id::UnixTime;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
+    /// The address is of no network of the agent.
+    AddressOutside,
     /// The address of the agent is another agent's.
     AddressTaken,
     /// The record's, request's or consent's chain of grants does not hold.
@@ -23,6 +25,8 @@ pub enum Code {
     Forbidden,
     /// Something inside the registry broke; its log says what.
     Internal,
+    /// The key is another peer's.
+    KeyTaken,
     /// The network's label is another network's.
     LabelTaken,
     /// The method is not one of this path.
@@ -60,14 +64,15 @@ impl Code {
     /// Returns the HTTP status that goes with the code.
     pub const fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::BadStatement => 400,
+            Self::AddressOutside | Self::BadRequest | Self::BadStatement => 400,
             Self::ClockSkew | Self::Unauthorized => 401,
             Self::BadChain | Self::Forbidden | Self::Revoked => 403,
             Self::TokenExpired | Self::TokenUsedUp => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Timeout => 408,
-            Self::AddressTaken | Self::LabelTaken | Self::NameTaken | Self::StaleSeq => 409,
+            Self::AddressTaken | Self::KeyTaken | Self::LabelTaken | Self::NameTaken => 409,
+            Self::StaleSeq => 409,
             Self::TooLarge => 413,
             Self::TooManyRequests => 429,
             Self::Internal | Self::Unknown => 500,
@@ -79,6 +84,7 @@ impl Code {
     /// Returns the summary that is the same for every problem of this code (RFC 9457 `title`).
     pub const fn title(self) -> &'static str {
         match self {
+            Self::AddressOutside => "the address is outside the network",
             Self::AddressTaken => "the address is taken",
             Self::BadChain => "the chain of grants does not hold",
             Self::BadRequest => "the request is not understood",
@@ -86,6 +92,7 @@ impl Code {
             Self::ClockSkew => "the clocks differ too much",
             Self::Forbidden => "not allowed",
             Self::Internal => "the registry has a fault",
+            Self::KeyTaken => "the key is taken",
             Self::LabelTaken => "the network name is taken",
             Self::MethodNotAllowed => "no such method here",
             Self::NameTaken => "the name is taken",
@@ -107,6 +114,7 @@ impl Code {
     /// Returns what the caller can do about it.
     pub const fn hint(self) -> &'static str {
         match self {
+            Self::AddressOutside => "choose an address of the agent's network",
             Self::AddressTaken => "make a new identity key and join with it",
             Self::BadChain => "join again with a token of the network's owner or admin",
             Self::BadRequest | Self::MethodNotAllowed => "see /v1/openapi.json",
@@ -114,6 +122,7 @@ impl Code {
             Self::ClockSkew => "set the clock of this machine (server_time is the registry's)",
             Self::Forbidden => "ask the network's owner or admin, or the operator",
             Self::Internal => "try again; if it persists, tell the operator",
+            Self::KeyTaken => "use another key, or remove the peer that has it",
             Self::LabelTaken => "choose another network name",
             Self::NameTaken => "choose another name, or have an admin grant exactly this one",
             Self::NotFound => "check the name, and that its owner consented",

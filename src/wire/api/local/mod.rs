@@ -7,6 +7,7 @@ mod act;
 mod owner;
 mod path;
 mod trust;
+mod wireguard;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,10 @@ pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, P
 pub use trust::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,
     TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
+};
+pub use wireguard::{
+    WireGuardAdd, WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers, WireGuardRef,
+    WireGuardRemove, WireGuardRemoved,
 };
 
 /// The version of every type here.
@@ -206,6 +211,9 @@ pub struct Warning {
 pub struct Peers {
     pub now: UnixTime,
     pub peers: Vec<Peer>,
+    /// Those that speak WireGuard and nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wireguard: Vec<WireGuardPeer>,
 }
 
 /// An agent with a consent to or from one of ours.

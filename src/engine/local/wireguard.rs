@@ -1,0 +1,130 @@
+//! An agent's peers that speak only WireGuard.
+
+use std::{net::SocketAddr, time::Instant};
+
+use crate::engine::{
+    event::{Out, Packet, Time, Transmit},
+    local::Local,
+    path::Path,
+    wireguard::{PlainOutput, PlainPeer, WireGuard},
+};
+use crate::id::{OverlayIp, UnixTime};
+use crate::statement::Scope;
+use crate::wire::drop::DropReason;
+
+impl Local {
+    /// Brings the installed peers in line with what is kept; tells whether who may talk, or about
+    /// what, changed.
+    pub(super) fn install_wireguard(
+        &mut self,
+        time: Time,
+        fresh: &mut impl FnMut() -> (u32, [u8; 32]),
+    ) -> bool {
+        let (wanted, own) = self.wanted_wireguard(time.unix);
+        let before = self.wireguard.len();
+        self.wireguard
+            .retain(|_, peer| wanted.iter().any(|kept| kept == peer.kept()));
+        let mut changed = self.wireguard.len() != before;
+        let Some((ports, until)) = own else {
+            return changed;
+        };
+        for kept in wanted {
+            let (address, allow) = (kept.address, kept.allow.clone());
+            let secret = &self.membership.tunnel;
+            let make = || PlainPeer::new(kept, secret, fresh().0, time.now);
+            let peer = self.wireguard.entry(address).or_insert_with(make);
+            let inbound = std::iter::once(allow).chain(ports.iter().cloned());
+            changed |= peer.update(inbound.collect(), until);
+        }
+        changed
+    }
+
+    /// Returns the peers to install, and what bounds them all: what our own grants let others
+    /// reach, and until when; None while we are no member.
+    fn wanted_wireguard(&self, unix: UnixTime) -> (Vec<WireGuard>, Option<(Vec<Scope>, UnixTime)>) {
+        if self.membership.wireguard.is_empty() || self.was_at_rest {
+            return (Vec::new(), None);
+        }
+        let Ok(own) = self.membership.member(unix) else {
+            return (Vec::new(), None);
+        };
+        let agents = self.peers.values().map(|p| p.trusted().member.agent.did());
+        let wanted = self
+            .membership
+            .wireguard_beside(&agents.collect::<Vec<_>>());
+        (wanted, Some((own.authority.ports, own.expires)))
+    }
+
+    /// Sends a packet to a peer that speaks only WireGuard; None when `to` is none.
+    pub(super) fn send_wireguard(
+        &mut self,
+        to: OverlayIp,
+        packet: &[u8],
+        time: Time,
+        out: &mut Out,
+    ) -> Option<Result<(), DropReason>> {
+        let peer = self.wireguard.get_mut(&to)?;
+        let mut made = Vec::new();
+        let sent = peer.send(packet, time.now, &mut made);
+        self.carry_wireguard(to, made, out);
+        Some(sent)
+    }
+
+    /// Takes a message of a peer that speaks only WireGuard; None when `from` is none.
+    ///
+    /// It has no gateway, so what claims to be from it and came by ours is not.
+    pub(super) fn receive_wireguard(
+        &mut self,
+        from: OverlayIp,
+        way: Path,
+        message: &[u8],
+        time: Time,
+        out: &mut Out,
+    ) -> Option<Result<(), DropReason>> {
+        let Path::Direct(endpoint) = way else {
+            return None;
+        };
+        let peer = self.wireguard.get_mut(&from)?;
+        let mut made = Vec::new();
+        let taken = peer.receive(endpoint, message, time.now, &mut made);
+        self.carry_wireguard(from, made, out);
+        Some(taken)
+    }
+
+    fn carry_wireguard(&self, peer: OverlayIp, made: Vec<PlainOutput>, out: &mut Out) {
+        let local = self.address;
+        for output in made {
+            match output {
+                PlainOutput::Datagram(to, bytes) => {
+                    out.transmits.push_back(Transmit { to, bytes });
+                }
+                PlainOutput::Packet(bytes) => out.packets.push_back(Packet { local, peer, bytes }),
+            }
+        }
+    }
+
+    pub(super) fn wireguard_timeout(&self) -> Option<(Instant, &'static str)> {
+        let peers = self.wireguard.values();
+        peers.filter_map(PlainPeer::poll_timeout).min()
+    }
+
+    pub(super) fn handle_wireguard_timeout(&mut self, time: Time, out: &mut Out) {
+        let is_due = |peer: &PlainPeer| peer.poll_timeout().is_some_and(|(at, _)| at <= time.now);
+        let due = self.wireguard.values().filter(|peer| is_due(peer));
+        for address in due.map(PlainPeer::address).collect::<Vec<_>>() {
+            let mut made = Vec::new();
+            if let Some(peer) = self.wireguard.get_mut(&address) {
+                peer.handle_timeout(time.now, &mut made);
+            }
+            self.carry_wireguard(address, made, out);
+        }
+    }
+
+    /// Finds the peer that a cookie reply from `from` to session `index` is of: whom we asked there.
+    pub(crate) fn wireguard_by_cookie(&self, index: u32, from: SocketAddr) -> Option<OverlayIp> {
+        let mut peers = self.wireguard.values();
+        let is_asked =
+            |peer: &&PlainPeer| peer.index() == index >> 8 && peer.endpoint() == Some(from);
+        peers.find(is_asked).map(PlainPeer::address)
+    }
+}
