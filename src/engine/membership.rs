@@ -283,6 +283,7 @@ impl Membership {
         self.seen = left.seen.clone();
         self.given = left.given.clone();
         self.records = left.records.clone();
+        self.outbox.clone_from(&left.outbox);
     }
 
     /// Returns the time to check statements against (protocol.md section 2).
@@ -297,8 +298,12 @@ impl Membership {
 
     /// Returns what our chain proves at `unix`.
     pub fn member(&self, unix: UnixTime) -> Result<Member, ChainError> {
+        let (network, held) = (&self.network, self.revocations.held());
         let now = self.clock(unix);
-        Chain::parse(&self.chain)?.verify(&self.network, self.revocations.held(), now)
+        match self.proven.own(&self.chain) {
+            Some(chain) => chain.verify(network, held, now),
+            None => Chain::parse(&self.chain)?.verify(network, held, now),
+        }
     }
 
     /// Returns our address, which follows from key and prefix.
@@ -400,6 +405,7 @@ impl Membership {
         let renewed = chain.with_admission(admission);
         renewed.verify(&self.network, self.revocations.held(), self.clock(unix))?;
         self.chain = renewed.links();
+        self.proven.follow_own(&self.chain);
         self.learn_chain_time();
         Ok(true)
     }
@@ -538,6 +544,9 @@ pub struct Left {
     /// Of those consented to, by whose names consents are taken back.
     #[serde(default)]
     records: BTreeMap<Did, Statement<Record>>,
+    /// Consents, and their ends, that the registry was not told of.
+    #[serde(default)]
+    outbox: VecDeque<Outgoing>,
 }
 
 impl Left {
@@ -556,6 +565,8 @@ pub(crate) fn remember(left: &mut Vec<Left>, membership: &Membership) {
     let given = &membership.given;
     let records = membership.records.iter();
     let records = records.filter(|(did, _)| given.contains_key(did));
+    let untold = membership.outbox.iter();
+    let untold = untold.filter(|waiting| matches!(waiting, Outgoing::Consent(_)));
     left.push(Left {
         agent: membership.agent.clone(),
         network: membership.network,
@@ -565,5 +576,6 @@ pub(crate) fn remember(left: &mut Vec<Left>, membership: &Membership) {
         seen: membership.seen.clone(),
         given: given.clone(),
         records: records.map(|(did, r)| (*did, r.clone())).collect(),
+        outbox: untold.cloned().collect(),
     });
 }

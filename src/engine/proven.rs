@@ -3,12 +3,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::id::Did;
 use crate::statement::{Chain, Record, Statement, StatementHash};
 
-/// The chains of kept records with their signatures checked, once a record.
+/// Our own chain and those of kept records with their signatures checked, once a record.
 ///
 /// Whether a chain holds now is asked with every change of trust, and the signatures are most of
 /// what that costs: a peer that says something new often would else cost us by the number of all.
 #[derive(Clone, Debug, Default)]
 pub struct ProvenChains {
+    /// Our own, with its links as they are kept; None before it was learnt.
+    own: Option<(Vec<String>, Arc<Chain>)>,
     by_agent: BTreeMap<Did, (StatementHash, Arc<Chain>)>,
 }
 
@@ -17,6 +19,20 @@ impl ProvenChains {
     pub(crate) fn of(&self, record: &Statement<Record>) -> Option<&Chain> {
         let (hash, chain) = self.by_agent.get(&record.issuer())?;
         (*hash == record.hash()).then_some(chain)
+    }
+
+    /// Returns our own chain; None while these very links were not learnt.
+    pub(crate) fn own(&self, links: &[String]) -> Option<&Chain> {
+        let (known, chain) = self.own.as_ref()?;
+        (known == links).then_some(chain)
+    }
+
+    /// Remembers our own chain.
+    pub(crate) fn follow_own(&mut self, links: &[String]) {
+        if self.own(links).is_none() {
+            let chain = Chain::parse(links).ok();
+            self.own = chain.map(|chain| (links.to_vec(), Arc::new(chain)));
+        }
     }
 
     /// Remembers the chains of `records`, and no others.

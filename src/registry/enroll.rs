@@ -10,7 +10,7 @@ use crate::id::{AgentId, Did, IdentityKey, Label, NetworkId, NetworkPrefix, Unix
 use crate::registry::store::{Joining, NewRecord, NewToken, RecordRow, Sequence};
 use crate::statement::{
     Admission, Authority, Chain, ChainError, Gate, Grant, Member, Record, Revocations, Role,
-    Statement, StatementError, issue, verify_pending_record, verify_record,
+    Statement, StatementError, issue, verify_pending_record_of, verify_record_of,
 };
 
 /// What a registry knows of the network somebody wants to be in.
@@ -23,6 +23,13 @@ pub struct Ground<'a> {
     pub registry: Did,
     pub revoked: &'a Revocations,
     pub now: UnixTime,
+}
+
+/// Who becomes or stays a member, and the chain that proves it, whose signatures cost to check.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    pub member: Member,
+    pub chain: Chain,
 }
 
 /// Why somebody is not, or no longer, a member.
@@ -44,10 +51,11 @@ pub enum EnrolError {
 pub fn join(
     record: &Statement<Record>,
     ground: &Ground<'_>,
-) -> Result<(Member, Joining), EnrolError> {
-    let member = verify_pending_record(record, ground.network, ground.revoked, ground.now)?;
-    check_ground(&member.authority, ground)?;
+) -> Result<(Enrolled, Joining), EnrolError> {
     let chain = Chain::parse(&record.claims().chain)?;
+    let (network, revoked) = (ground.network, ground.revoked);
+    let member = verify_pending_record_of(record, &chain, network, revoked, ground.now)?;
+    check_ground(&member.authority, ground)?;
     let joining = Joining {
         network: *ground.network,
         agent: member.agent,
@@ -59,7 +67,7 @@ pub fn join(
         revoked: None,
         token: token_of(&chain, ground.network),
     };
-    Ok((member, joining))
+    Ok((Enrolled { member, chain }, joining))
 }
 
 /// Tells whether `holder` of a name was revoked by itself or by one who manages the network.
@@ -68,19 +76,18 @@ pub fn is_revoked(holder: &AgentId, revoked: &Revocations) -> bool {
 }
 
 /// Returns the member a complete `record` proves.
-pub fn refresh(record: &Statement<Record>, ground: &Ground<'_>) -> Result<Member, EnrolError> {
-    let member = verify_record(record, ground.network, ground.revoked, ground.now)?;
+pub fn refresh(record: &Statement<Record>, ground: &Ground<'_>) -> Result<Enrolled, EnrolError> {
+    let chain = Chain::parse(&record.claims().chain)?;
+    let member = verify_record_of(record, &chain, ground.network, ground.revoked, ground.now)?;
     check_ground(&member.authority, ground)?;
-    Ok(member)
+    Ok(Enrolled { member, chain })
 }
 
 /// Returns a verified record as the store keeps it.
-pub fn kept(record: &Statement<Record>, member: &Member, lease: UnixTime) -> NewRecord {
-    let chain = Chain::parse(&record.claims().chain).ok();
-    let links = chain.iter().flat_map(|chain| {
-        let grants = chain.grants().iter();
-        grants.flat_map(|g| [g.subject().to_string(), g.hash().to_string()])
-    });
+pub fn kept(record: &Statement<Record>, of: &Enrolled, lease: UnixTime) -> NewRecord {
+    let Enrolled { member, chain } = of;
+    let grants = chain.grants().iter();
+    let links = grants.flat_map(|g| [g.subject().to_string(), g.hash().to_string()]);
     NewRecord {
         network: member.network,
         row: RecordRow {
@@ -91,7 +98,7 @@ pub fn kept(record: &Statement<Record>, member: &Member, lease: UnixTime) -> New
             text: record.text().to_owned(),
         },
         ephemeral: member.authority.ephemeral,
-        granted: chain.as_ref().map(granted).unwrap_or_default(),
+        granted: granted(chain),
         sequence: Sequence::of(record),
         content: content(record.claims(), record.expires()),
         lease,
@@ -111,14 +118,13 @@ pub fn admission(
     issue::admission(registry, member.network, gate, first, now, member.expires)
 }
 
-/// Signs a new admission when less than half of the one in `record` is left; None before that.
+/// Signs a new admission when less than half of the one in the chain is left; None before that.
 pub fn renewal(
     registry: &IdentityKey,
-    record: &Statement<Record>,
-    member: &Member,
+    of: &Enrolled,
     now: UnixTime,
 ) -> Result<Option<Statement<Admission>>, EnrolError> {
-    let chain = Chain::parse(&record.claims().chain)?;
+    let Enrolled { member, chain } = of;
     let (Some(held), Some(gate)) = (chain.admission(), &member.authority.token) else {
         return Ok(None);
     };
@@ -276,7 +282,8 @@ mod tests {
 
     fn joined() -> Chain {
         let pending = Chain::new(grants(4), None);
-        let (member, _) = with_ground(NOW, |g| join(&record(&pending, NOW, NOW + DAY), g)).unwrap();
+        let (Enrolled { member, .. }, _) =
+            with_ground(NOW, |g| join(&record(&pending, NOW, NOW + DAY), g)).unwrap();
         let gate = member.authority.token.clone().unwrap();
         let admission = admission(&key(4), &member, &gate, NOW, NOW).unwrap();
         pending.with_admission(admission)
@@ -286,7 +293,7 @@ mod tests {
     fn joining_takes_name_address_and_token() {
         let pending = Chain::new(grants(4), None);
 
-        let (member, joining) =
+        let (Enrolled { member, .. }, joining) =
             with_ground(NOW, |g| join(&record(&pending, NOW, NOW + DAY), g)).unwrap();
 
         assert_eq!(joining.agent, AgentId::from(key(3).did()));
@@ -321,8 +328,8 @@ mod tests {
         let chain = joined();
         let renewed = |now: UnixTime| {
             let record = record(&chain, now, now + DAY);
-            let member = with_ground(now, |g| refresh(&record, g)).unwrap();
-            renewal(&key(4), &record, &member, now).unwrap()
+            let refreshed = with_ground(now, |g| refresh(&record, g)).unwrap();
+            renewal(&key(4), &refreshed, now).unwrap()
         };
 
         assert_eq!(renewed(NOW + 44 * DAY), None);

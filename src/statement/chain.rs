@@ -457,14 +457,15 @@ pub fn verify_record_of(
     Ok(member)
 }
 
-/// Checks the record of one who asks for an admission.
-pub fn verify_pending_record(
+/// Checks the record of one who asks for an admission, and whose `chain` was opened before.
+pub fn verify_pending_record_of(
     record: &Statement<Record>,
+    chain: &Chain,
     root: &NetworkId,
     revoked: &Revocations,
     now: UnixTime,
 ) -> Result<Member, ChainError> {
-    let member = Chain::parse(&record.claims().chain)?.verify_pending(root, revoked, now)?;
+    let member = chain.verify_pending(root, revoked, now)?;
     check_record(record, &member, now)?;
     Ok(member)
 }

@@ -13,7 +13,7 @@ mod seen;
 pub mod token;
 
 pub use chain::{
-    Authority, Chain, ChainError, Gate, Member, verify_pending_record, verify_record,
+    Authority, Chain, ChainError, Gate, Member, verify_pending_record_of, verify_record,
     verify_record_of,
 };
 pub use envelope::{

@@ -15,6 +15,7 @@ impl Membership {
     /// Tells whether anything changed.
     pub fn settle(&mut self, unix: UnixTime) -> Result<bool, TrustError> {
         let now = self.clock(unix);
+        self.proven.follow_own(&self.chain);
         self.proven.follow(&self.records);
         let mut changed = drop_expired(&mut self.incoming, now);
         changed |= drop_expired(&mut self.outgoing, now);

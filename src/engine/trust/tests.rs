@@ -533,3 +533,23 @@ fn what_was_taken_is_not_forgotten_with_the_membership() {
         assert!(next.seq() > record.seq(), "{}", next.seq());
     }
 }
+
+/// P-014: what the registry was not told before the network was left, it is told by who comes back.
+#[test]
+fn a_consent_taken_back_before_leaving_is_still_told() {
+    let (_, mut b) = trusting();
+    b.request("c".parse().unwrap(), Scope::Any, None, NOW)
+        .unwrap();
+    b.revoke(&"a".parse().unwrap(), NOW + SECOND).unwrap();
+    let revoked = b.given.values().next().unwrap().clone();
+    let mut state = State::default();
+    state.leave(&b);
+
+    let kept = serde_json::to_string(&state).unwrap();
+    let state = serde_json::from_str::<State>(&kept).unwrap();
+    let mut again = membership(11, "b");
+    again.recall(&state.left[0]);
+    again.settle(NOW + 2 * SECOND).unwrap();
+
+    assert_eq!(again.outbox, [Outgoing::Consent(revoked)]);
+}

@@ -10,10 +10,10 @@ use crate::registry::api::auth::Authed;
 use crate::registry::api::error::ApiError;
 use crate::registry::api::networks::network_of;
 use crate::registry::authorize::Call;
-use crate::registry::enroll;
+use crate::registry::enroll::{self, Enrolled};
 use crate::registry::store::{JoinOutcome, Kept, NetworkRow, Sequence};
 use crate::registry::watch::Hint;
-use crate::statement::{Member, Record, Statement};
+use crate::statement::{Record, Statement};
 use crate::wire::api::problem::{Code, Problem};
 use crate::wire::api::registry::{Joined, RecordBody, Refreshed};
 
@@ -32,7 +32,8 @@ pub(super) async fn join(
     let record = authed.own::<Record>(&authed.json::<RecordBody>()?.record, &network)?;
     let revoked = app.revocations(&row).await?;
     let ground = app.ground(&row, &revoked, authed.now);
-    let (member, mut joining) = enroll::join(&record, &ground)?;
+    let (joined, mut joining) = enroll::join(&record, &ground)?;
+    let member = &joined.member;
     let holder = app.store().holder(&network, &member.name).await?;
     joining.revoked = holder.filter(|holder| enroll::is_revoked(holder, &revoked));
     let first = match app.store().join(&joining, authed.now).await? {
@@ -46,11 +47,11 @@ pub(super) async fn join(
     let admission = match &member.authority.token {
         Some(gate) => {
             let key = &app.parts.key;
-            let signed = enroll::admission(key, &member, gate, first, authed.now)?;
+            let signed = enroll::admission(key, member, gate, first, authed.now)?;
             Some(signed.text().to_owned())
         }
         None => {
-            keep(&app, &record, &member, authed.now).await?;
+            keep(&app, &record, &joined, authed.now).await?;
             None
         }
     };
@@ -109,9 +110,9 @@ async fn refresh(
     now: UnixTime,
 ) -> Result<Json<Refreshed>, ApiError> {
     let revoked = app.revocations(row).await?;
-    let member = enroll::refresh(record, &app.ground(row, &revoked, now))?;
-    keep(app, record, &member, now).await?;
-    let renewed = enroll::renewal(&app.parts.key, record, &member, now)?;
+    let refreshed = enroll::refresh(record, &app.ground(row, &revoked, now))?;
+    keep(app, record, &refreshed, now).await?;
+    let renewed = enroll::renewal(&app.parts.key, &refreshed, now)?;
     Ok(Json(Refreshed {
         lease: lease_of(app, record),
         admission: renewed.map(|admission| admission.text().to_owned()),
@@ -121,12 +122,13 @@ async fn refresh(
 async fn keep(
     app: &App,
     record: &Statement<Record>,
-    member: &Member,
+    of: &Enrolled,
     now: UnixTime,
 ) -> Result<(), ApiError> {
+    let member = &of.member;
     let lease = std::time::Duration::from_secs(lease_of(app, record));
     let until = (now + lease).min(record.expires());
-    let new = enroll::kept(record, member, until);
+    let new = enroll::kept(record, of, until);
     let kept = app.store().put_record(&new, now).await?;
     ApiError::unless_kept(&kept)?;
     if kept == Kept::New {

@@ -84,9 +84,10 @@ impl Registry {
         record: &Statement<Record>,
         now: UnixTime,
     ) -> Result<Statement<Admission>, Denied> {
-        let (member, joining) = self
+        let (joined, joining) = self
             .on_ground(now, |g| enroll::join(record, g))
             .map_err(denied)?;
+        let member = joined.member;
         self.bind(&member)?;
         let token = joining.token.ok_or_else(|| Denied("no token".to_owned()))?;
         let known = (member.agent, member.name.clone(), token.token);
@@ -102,15 +103,16 @@ impl Registry {
         record: &Statement<Record>,
         now: UnixTime,
     ) -> Result<Option<Statement<Admission>>, Denied> {
-        let member = self
+        let refreshed = self
             .on_ground(now, |g| enroll::refresh(record, g))
             .map_err(denied)?;
+        let member = &refreshed.member;
         let lease = enroll::lease(record.claims().ttl, SHORTEST, LONGEST);
-        let new = enroll::kept(record, &member, (now + lease).min(record.expires()));
+        let new = enroll::kept(record, &refreshed, (now + lease).min(record.expires()));
         if !self.seen.admit(record).map_err(denied)? {
             return Ok(None);
         }
-        self.bind(&member)?;
+        self.bind(member)?;
         self.forget_lapsed(now);
         let held = self.records.get(&member.agent);
         let same = held.filter(|held| held.content == new.content);
@@ -129,7 +131,7 @@ impl Registry {
             let agent = member.agent;
             self.hints.push(Hint::Record { agent, toward });
         }
-        enroll::renewal(&self.key, record, &member, now).map_err(denied)
+        enroll::renewal(&self.key, &refreshed, now).map_err(denied)
     }
 
     /// Forgets the record of an agent that leaves; its name stays its own.
