@@ -37,6 +37,10 @@ impl Failure {
 const BOUND: Duration = Duration::from_secs(20);
 const BAD_BOUND: Duration = Duration::from_secs(90);
 
+/// A NAT that forgot all lets nothing in before the host behind it sends something, an idle one every
+/// 25 s; the other end's handshake is then repeated within 5 s.
+const REOPENED: Duration = Duration::from_secs(25 + 5 + 5);
+
 /// Within this a direct path is found; one that was lost is tried again less and less often.
 const DIRECT_BOUND: Duration = Duration::from_secs(10);
 const DIRECT_AGAIN: Duration = Duration::from_secs(100);
@@ -50,6 +54,15 @@ const STEP: Duration = Duration::from_millis(250);
 /// Endpoints an engine may keep of one peer: 16 named, 8 learnt, and the relay (`engine/path`).
 const MAX_PATHS: usize = 25;
 
+/// A packet that must arrive, or one after it.
+#[derive(Debug)]
+struct Open {
+    from: usize,
+    to: usize,
+    said: u64,
+    end: Instant,
+}
+
 impl Play {
     /// Lets the world settle, and compares it with the model.
     pub(crate) fn agree(&mut self) -> Result<(), Failure> {
@@ -60,6 +73,7 @@ impl Play {
         self.model.settle(clock::now());
         self.adopt()?;
         self.model.settle(clock::now());
+        self.forget_paths();
         self.check_trust()?;
         self.check_bounds(before.0, &before.1)?;
         self.look()
@@ -231,6 +245,17 @@ impl Play {
         Ok(())
     }
 
+    /// With a peer goes what was known of the ways to it.
+    fn forget_paths(&mut self) {
+        for (at, peer) in self.model.pairs() {
+            let (host, other) = (&self.world.hosts[at], self.world.hosts[peer].local);
+            let engine = host.engine.as_ref();
+            if !engine.is_some_and(|engine| engine.has_peer(host.local, other)) {
+                self.paths.fresh.remove(&link(at, peer));
+            }
+        }
+    }
+
     // ---- exchange
 
     pub(crate) fn is_calm(&self) -> bool {
@@ -325,40 +350,55 @@ impl Play {
             let must = self.exchanges(from, to, port) == Belief::Yes;
             let said = self.say(from, to, port, true);
             if must {
-                open.push((from, to, said));
+                let end = self.due_at(from, to);
+                open.push(Open {
+                    from,
+                    to,
+                    said,
+                    end,
+                });
             }
         }
-        let bound = if self.is_calm() { BOUND } else { BAD_BOUND };
-        let end = clock::now() + bound;
-        self.wait(&mut open, end)?;
+        self.wait(&mut open)?;
         self.check_paths(pairs)
     }
 
-    fn wait(&mut self, open: &mut Vec<(usize, usize, u64)>, end: Instant) -> Result<(), Failure> {
+    /// Returns until when something of what two send each other from now on must arrive.
+    fn due_at(&self, from: usize, to: usize) -> Instant {
+        let bound = if self.is_calm() { BOUND } else { BAD_BOUND };
+        let both = [from, to].into_iter();
+        let reopened = both.filter_map(|at| self.paths.rebooted.get(&at));
+        let reopened = reopened.map(|at| *at + REOPENED);
+        reopened
+            .chain([clock::now() + bound])
+            .max()
+            .expect("there always is a bound")
+    }
+
+    fn wait(&mut self, open: &mut Vec<Open>) -> Result<(), Failure> {
         loop {
             self.world.pass(STEP);
             self.look()?;
             let ledger = &self.world.ledger;
-            open.retain(|(_, _, said)| !ledger.is_done(*said));
+            open.retain(|waiting| !ledger.is_done(waiting.said));
             // An end that came meanwhile ends what was to be expected.
-            let still = open.iter().filter(|(from, to, _)| {
-                let port = self.open_port(*from, *to);
-                self.exchanges(*from, *to, port) == Belief::Yes
+            let mut still = std::mem::take(open);
+            still.retain(|waiting| {
+                let port = self.open_port(waiting.from, waiting.to);
+                self.exchanges(waiting.from, waiting.to, port) == Belief::Yes
             });
-            *open = still.copied().collect();
-            let Some((from, to, _)) = open.first().copied() else {
+            *open = still;
+            if open.is_empty() {
                 return Ok(());
-            };
-            if clock::now() >= end {
-                return Err(Failure::between(
-                    from,
-                    to,
-                    "nothing of many packets arrived",
-                ));
             }
-            for entry in open.iter_mut() {
-                let port = self.open_port(entry.0, entry.1);
-                entry.2 = self.say(entry.0, entry.1, port, true);
+            let now = clock::now();
+            if let Some(Open { from, to, .. }) = open.iter().find(|waiting| now >= waiting.end) {
+                let what = "nothing of many packets arrived";
+                return Err(Failure::between(*from, *to, what));
+            }
+            for waiting in open.iter_mut() {
+                let port = self.open_port(waiting.from, waiting.to);
+                waiting.said = self.say(waiting.from, waiting.to, port, true);
             }
         }
     }

@@ -281,6 +281,7 @@ impl Deployment {
         loop {
             let made = self.hosts[host].drain(gateway, time);
             if made.events.is_empty() && made.transmits.is_empty() && made.packets.is_empty() {
+                self.hosts[host].follow_timers();
                 return;
             }
             for event in &made.events {

@@ -173,8 +173,13 @@ impl Host {
         while let Some(transmit) = engine.poll_transmit() {
             made.transmits.push(transmit);
         }
-        self.due = engine.poll_timeout().map(|(at, _)| at);
         made
+    }
+
+    /// Takes when the engine wants its timers handled, once it was drained.
+    pub(crate) fn follow_timers(&mut self) {
+        let timeout = self.engine.as_ref().and_then(Engine::poll_timeout);
+        self.due = timeout.map(|(at, _)| at);
     }
 
     /// Puts the engine's tables in force, as the data plane does.

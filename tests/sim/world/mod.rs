@@ -35,8 +35,8 @@ use crate::world::scenario::{Source, run, shrink};
 /// The first seed, unless the environment says otherwise.
 const BASE: u64 = 1;
 
-/// Scenarios of one test, and transitions of a scenario.
-const SCENARIOS: u64 = 1;
+/// Scenarios of one test, and transitions of a scenario: 500 of 50 in all, as issue 3 asks for.
+const SCENARIOS: u64 = 20;
 const STEPS: usize = 50;
 
 fn setting(name: &str) -> Option<u64> {
@@ -66,7 +66,7 @@ fn scenarios(part: u64) {
     }
 }
 
-/// In parts for as many threads as there are; `AGENTNET_SIM_SCENARIOS=20` makes them the 500 of issue 3.
+/// In parts, so that there is work for as many threads as there are.
 macro_rules! parts {
     ($($name:ident $part:literal)*) => {
         $(#[test]

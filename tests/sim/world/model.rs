@@ -85,6 +85,8 @@ pub(crate) struct Asked {
     pub(crate) is_doubtful: bool,
     /// Bounds of when it ends, as the membership of its maker did when it was made.
     ends: (Instant, Instant),
+    /// Whether what its maker signed since is numbered above it: its clock was not set back.
+    is_before: bool,
     /// How often its maker had consented to the one asked, or taken that back, when it was made.
     given: usize,
 }
@@ -233,6 +235,7 @@ impl Model {
             is_waiting: false,
             is_doubtful: self.is_doubtful(from, now),
             ends: self.agents[from].own_ends(),
+            is_before: true,
             given: self.consents.get(&(from, to)).map_or(0, Vec::len),
         };
         self.asked.insert((from, to), asked);
@@ -258,6 +261,13 @@ impl Model {
 
     /// Takes that a clock was set.
     pub(crate) fn set_clock(&mut self, agent: usize, skew: i64, now: Instant) {
+        if skew < self.agents[agent].skew {
+            let own = self
+                .asked
+                .iter_mut()
+                .filter(|((from, _), _)| *from == agent);
+            own.for_each(|(_, asked)| asked.is_before = false);
+        }
         let agent = &mut self.agents[agent];
         agent.past_skew = (agent.skew, now + NOTICE);
         agent.skew = skew;
@@ -339,10 +349,16 @@ impl Model {
         self.note_links(now);
         let linked = (0..self.agents.len()).filter(|agent| self.is_linked(*agent, now));
         let linked = linked.collect::<BTreeSet<_>>();
-        for ((from, to), asked) in &mut self.asked {
-            let is_news = !asked.is_posted && linked.contains(from) && !asked.is_doubtful;
-            asked.is_posted |= is_news;
-            asked.is_waiting |= is_news && linked.contains(to);
+        let news = self.asked.iter().filter(|((from, to), asked)| {
+            // One that is withdrawn or answered is not sent any more.
+            let is_sent = asked.is_open && self.has_answer(*from, *to) == Belief::No;
+            !asked.is_posted && linked.contains(from) && !asked.is_doubtful && is_sent
+        });
+        for pair in news.map(|(pair, _)| *pair).collect::<Vec<_>>() {
+            if let Some(asked) = self.asked.get_mut(&pair) {
+                asked.is_posted = true;
+                asked.is_waiting = linked.contains(&pair.1);
+            }
         }
         for ((from, to), versions) in &self.consents {
             if !linked.contains(from) {
@@ -366,20 +382,24 @@ impl Model {
         }
     }
 
-    /// Who consented after asking, and knows of the other's consent, has its answer.
+    /// An agent that surely has its answer waits for it no more.
     fn settle_request(&mut self, from: usize, to: usize) {
-        let given = self.consents.get(&(from, to)).map_or(0, Vec::len);
         let agent = &self.agents[from];
-        let is_answered = agent.is_running
-            && agent.is_awake
-            && self.allows(from, to).is_some()
-            && self.hears_consent(from, to) == Belief::Yes;
-        if let Some(asked) = self.asked.get_mut(&(from, to))
-            && is_answered
-            && given > asked.given
-        {
-            asked.is_open = false;
+        let is_up = agent.is_running && agent.is_awake;
+        let has_answer = self.has_answer(from, to) == Belief::Yes;
+        if let Some(asked) = self.asked.get_mut(&(from, to)) {
+            // By their numbers a consent is not newer than what an earlier clock signed.
+            asked.is_open &= !(is_up && has_answer && asked.is_before);
         }
+    }
+
+    /// Tells whether `from` consented after it asked, and knows of the other's consent.
+    fn has_answer(&self, from: usize, to: usize) -> Belief {
+        let given = self.consents.get(&(from, to)).map_or(0, Vec::len);
+        let asked = self.asked.get(&(from, to));
+        let has_consented = asked.is_some_and(|asked| given > asked.given);
+        Belief::from_bool(has_consented && self.allows(from, to).is_some())
+            .min(self.hears_consent(from, to))
     }
 
     fn settle_one(&mut self, (observer, agent): (usize, usize), is_linked: bool, now: Instant) {

@@ -27,6 +27,8 @@ pub(crate) struct Paths {
     pub(crate) proven: BTreeSet<Link>,
     /// Hosts that are seen elsewhere than the gateway last told them, as after their NAT forgot all.
     pub(crate) stale: BTreeSet<usize>,
+    /// When the NAT of a host last forgot all.
+    pub(crate) rebooted: BTreeMap<usize, Instant>,
     /// When data last went directly, with nothing changed since.
     pub(crate) fresh: BTreeMap<Link, Instant>,
 }
@@ -320,6 +322,7 @@ impl Play {
         for host in there.map(|(host, _)| *host).collect::<Vec<_>>() {
             self.paths.doubt(host);
             self.paths.stale.insert(host);
+            self.paths.rebooted.insert(host, clock::now());
             self.spoil(host, true);
         }
         self.settle = ATTACHED;

@@ -117,3 +117,15 @@ fn a_request_made_anew_while_another_crosses_is_answered() {
         StartRegistry,
     ]);
 }
+
+/// Who left while the registry was away tells it what it consented to once it came back.
+#[test]
+fn what_was_consented_to_before_leaving_is_told_later() {
+    let theirs = Request {
+        from: 1,
+        to: 0,
+        offer: Allow::Low,
+    };
+    let (leave, join) = (Leave { agent: 0 }, Join { agent: 0 });
+    holds(&[theirs, StopRegistry, ASK, leave, StartRegistry, join]);
+}
