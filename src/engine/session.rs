@@ -4,6 +4,8 @@
 //! boringtun reads its own clock, but moves its timers only in `update_timers`: each call here does
 //! that first, and what it wants sent because of it comes out of [`Session::handle_timeout`].
 
+mod timers;
+
 use std::{
     collections::VecDeque,
     fmt,
@@ -17,6 +19,7 @@ use boringtun::noise::{
 };
 use boringtun::x25519::{PublicKey, StaticSecret};
 
+use crate::engine::session::timers::{Sent, Timers};
 use crate::id::{TunnelKey, TunnelSecret, hash};
 use crate::wire::control::is_control;
 use crate::wire::datagram::{Datagram, WireGuard};
@@ -29,18 +32,12 @@ const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// rounded down); boringtun does not count.
 const REJECT_AFTER_MESSAGES: u64 = 1 << 60;
 
-/// boringtun's timers want to be looked at about this often while packets flow.
+/// boringtun's timers are looked at once in this time at most, when one of them is due.
 const TICK: Duration = Duration::from_millis(250);
-
-/// How often they are looked at when nothing flows: often enough for rekeying before expiry.
-const IDLE_TICK: Duration = Duration::from_secs(5);
 
 /// A packet of the peer is taken before boringtun's timers move when they moved so recently: it calls
 /// for a handshake when the peer was not heard for 15 s as soon as something is sent, answered or not.
 const ANSWER: Duration = Duration::from_secs(1);
-
-/// After the last packet: Keepalive-Timeout + Rekey-Timeout, and some, within which timers fire.
-const BUSY: Duration = Duration::from_secs(20);
 
 /// Longest random delay of a repeated handshake (WireGuard paper section 6.1); boringtun has none.
 const JITTER_MS: u64 = 334;
@@ -104,8 +101,7 @@ pub struct Session {
     repeats: u64,
     sealed: u64,
     last_tick: Instant,
-    /// Last packet either way, control included; None before the first.
-    last_packet: Option<Instant>,
+    timers: Timers,
     last_received: Option<Instant>,
     last_sent: Option<Instant>,
 }
@@ -115,6 +111,13 @@ struct Keys {
     index: u32,
     since: Instant,
     confirmed: bool,
+}
+
+impl Keys {
+    /// Returns when boringtun wipes them, if it is asked then.
+    fn end(&self) -> Instant {
+        self.since + REJECT_AFTER + TICK
+    }
 }
 
 impl Session {
@@ -140,7 +143,7 @@ impl Session {
             repeats: 0,
             sealed: 0,
             last_tick: now,
-            last_packet: None,
+            timers: Timers::default(),
             last_received: None,
             last_sent: None,
         }
@@ -200,6 +203,7 @@ impl Session {
         let length = message.len();
         buffer.truncate(length);
         self.handshake.get_or_insert(now);
+        self.timers.sent(Sent::Initiation, now);
         Some(buffer)
     }
 
@@ -217,7 +221,13 @@ impl Session {
         let length = message.len();
         buffer.truncate(length);
         self.sealed += 1;
-        self.last_packet = Some(now);
+        let is_empty = plain.is_empty();
+        let what = if is_empty {
+            Sent::Keepalive
+        } else {
+            Sent::Data
+        };
+        self.timers.sent(what, now);
         if !plain.is_empty() && !is_control(plain) {
             self.last_sent = Some(now);
         }
@@ -258,24 +268,18 @@ impl Session {
             .waiting
             .iter()
             .map(|(at, _)| (*at, "wireguard message"));
-        let busy = self.handshake.is_some()
-            || self
-                .last_packet
-                .is_some_and(|at| self.last_tick < at + BUSY);
-        let alive = self.ring.iter().flatten().map(|keys| keys.since).max();
-        let alive = alive.is_some_and(|since| self.last_tick < since + REJECT_AFTER);
-        let tick = match (busy, alive) {
-            (true, true) => Some(TICK),
-            (true, false) if self.handshake.is_some() => Some(TICK),
-            (false, true) => Some(IDLE_TICK),
-            (_, false) => None,
-        };
-        let tick = tick.map(|tick| (self.last_tick + tick, "wireguard timers"));
-        waiting.chain(tick).min()
+        let tick = self.timers.due().map(|at| (at, "wireguard timers"));
+        let ends = self.ring.iter().flatten().map(Keys::end).min();
+        let ends = ends.map(|at| (at, "wireguard keys end"));
+        let soonest = self.last_tick + TICK;
+        let ticks = tick.into_iter().chain(ends);
+        let ticks = ticks.map(|(at, why)| (at.max(soonest), why));
+        waiting.chain(ticks).min()
     }
 
     fn open_kind(&mut self, kind: WireGuard, datagram: &[u8], now: Instant) -> Opened {
-        let is_answer = kind == WireGuard::Transport && now < self.last_tick + ANSWER;
+        let is_prompt = kind == WireGuard::Transport && now < self.last_tick + ANSWER;
+        let is_answer = is_prompt && self.timers.is_silent(now);
         if !is_answer {
             self.tick(now);
         }
@@ -305,9 +309,11 @@ impl Session {
             (WireGuard::Initiation, Some(reply)) => self.responded(reply, now),
             (WireGuard::Response, Some(reply)) => self.answered(reply, datagram, now),
             (WireGuard::Transport, packet) => self.received(packet, datagram, now),
-            (WireGuard::CookieReply | WireGuard::Initiation | WireGuard::Response, _) => {
+            (WireGuard::CookieReply, _) => {
+                self.timers.received(false, now);
                 Opened::Nothing
             }
+            (WireGuard::Initiation | WireGuard::Response, _) => Opened::Nothing,
         }
     }
 
@@ -316,6 +322,11 @@ impl Session {
         if let Some(index) = word(&reply, 4) {
             self.keep(index, now, false);
         }
+        // boringtun does not repeat one of ours any more, though it would still take the answer.
+        self.handshake = None;
+        self.timers.received(false, now);
+        self.timers.sent(Sent::Handshake, now);
+        self.timers.established(false, now);
         Opened::Reply(reply)
     }
 
@@ -323,7 +334,8 @@ impl Session {
     fn answered(&mut self, reply: Vec<u8>, datagram: &[u8], now: Instant) -> Opened {
         self.handshake = None;
         self.repeats = 0;
-        self.last_packet = Some(now);
+        self.timers.received(false, now);
+        self.timers.established(true, now);
         if let Some(index) = word(datagram, 8) {
             self.keep(index, now, true);
             self.use_keys(index);
@@ -336,11 +348,10 @@ impl Session {
 
     /// A transport message opened; the first one under new keys confirms them.
     fn received(&mut self, packet: Option<Vec<u8>>, datagram: &[u8], now: Instant) -> Opened {
-        if let Some(packet) = &packet {
-            self.last_packet = Some(now);
-            if !is_control(packet) {
-                self.last_received = Some(now);
-            }
+        // boringtun's time is that of the last tick.
+        self.timers.received(packet.is_some(), self.last_tick);
+        if packet.as_ref().is_some_and(|packet| !is_control(packet)) {
+            self.last_received = Some(now);
         }
         let index = word(datagram, 4).unwrap_or_default();
         let keys = self.ring.get_mut(slot(index)).and_then(Option::as_mut);
@@ -393,10 +404,13 @@ impl Session {
             TunnResult::WriteToNetwork(message) => {
                 let message = message.to_vec();
                 let mut due = now;
+                let mut what = Sent::Keepalive;
                 if is_initiation(&message) {
                     due += self.jitter();
                     self.handshake.get_or_insert(now);
+                    what = Sent::Initiation;
                 }
+                self.timers.sent(what, now);
                 if self.waiting.len() >= MAX_WAITING {
                     self.waiting.pop_front();
                 }
@@ -407,10 +421,21 @@ impl Session {
                 self.ring = [None; RING as usize];
                 self.current = None;
                 self.handshake = None;
+                self.timers.clear();
             }
             TunnResult::Done
             | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => {}
+            | TunnResult::WriteToTunnelV6(..) => self.timers.had_nothing(now),
+        }
+        self.forget_ended(now);
+    }
+
+    /// Forgets keys whose time is over, as boringtun just did.
+    fn forget_ended(&mut self, now: Instant) {
+        for place in &mut self.ring {
+            if place.is_some_and(|keys| now >= keys.end()) {
+                *place = None;
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 
 mod check;
 mod deployment;
-mod dice;
+pub(crate) mod dice;
 mod faults;
 mod generate;
 mod host;
