@@ -112,6 +112,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
     } else {
         Builder::new_current_thread()
     };
+    if cli.command.is_node() {
+        // All data but that of the relay passes another thread; more of these would only wake each
+        // other up.
+        runtime.worker_threads(1);
+    }
     let runtime = runtime
         .enable_all()
         .build()
@@ -120,6 +125,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 impl Command {
+    /// Tells whether the command is a node and nothing else.
+    const fn is_node(&self) -> bool {
+        matches!(self, Self::Up(_))
+    }
+
     /// Tells whether the command runs until it is stopped.
     const fn is_daemon(&self) -> bool {
         match self {

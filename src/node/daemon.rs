@@ -30,6 +30,7 @@ use crate::os::{
     clock, cpu,
     dns::{Applied, DnsError, Owner},
     random,
+    timer::Alarm,
     udp::{self, UdpError},
 };
 use crate::wire::channel::{Suite, Suites};
@@ -65,6 +66,8 @@ pub enum DaemonError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    #[error("cannot make a timer: {0}")]
+    Timer(#[source] std::io::Error),
     #[error("the membership is not on disk: {0}")]
     Unsaved(String),
 }
@@ -110,7 +113,8 @@ pub async fn run(
     core.engine.set_stun_servers(&config.path.stun, now());
     core.engine.set_suites(suites(config.suite));
     let device_lost = core.device_lost();
-    let driver = tokio::spawn(driver::run(core, jobs, worker));
+    let alarm = Alarm::open().map_err(DaemonError::Timer)?;
+    let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
     let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
     let network = tokio::spawn(network::follow(handle.clone(), port));
     let suspend = tokio::spawn(suspend::follow(handle.clone()));

@@ -7,10 +7,7 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{
-    sync::{Notify, mpsc, oneshot},
-    time::Instant as TokioInstant,
-};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::{
@@ -19,7 +16,7 @@ use crate::dataplane::{
 use crate::engine::{Engine, Event, Time, membership::State, path::Path};
 use crate::id::OverlayIp;
 use crate::node::store::Store;
-use crate::os::clock;
+use crate::os::{clock, timer::Alarm};
 use crate::policy::Pair;
 
 /// Messages that may wait for the engine; senders wait when it is full, except the data workers.
@@ -30,9 +27,6 @@ const BURST: usize = 64;
 
 /// The host's own network namespace; all devices of the daemon are in it.
 pub(super) const HOST: Realm = Realm(0);
-
-/// Longest sleep without a deadline.
-const NEVER: Duration = Duration::from_secs(3600);
 
 /// The daemon is stopping, and its engine is no more.
 #[derive(Clone, Copy, Debug, Error)]
@@ -332,21 +326,24 @@ pub async fn run(
     mut core: Core,
     mut jobs: mpsc::Receiver<Job>,
     mut worker: mpsc::Receiver<FromWorker>,
+    mut alarm: Alarm,
 ) -> Core {
     core.drain();
     loop {
-        let deadline = core.engine.poll_timeout().map_or_else(
-            || TokioInstant::now() + NEVER,
-            // The timers of tokio stand still while the host sleeps, the engine's time does not.
-            |(at, _reason)| TokioInstant::now() + at.saturating_duration_since(clock::boot()),
-        );
+        alarm.set(core.engine.poll_timeout().map(|(at, _reason)| at));
         tokio::select! {
             biased;
             job = jobs.recv() => match job {
                 Some(job) => job(&mut core),
                 None => break,
             },
-            () = tokio::time::sleep_until(deadline) => core.engine.handle_timeout(now()),
+            rung = alarm.rings() => match rung {
+                Ok(()) => core.engine.handle_timeout(now()),
+                Err(error) => {
+                    error!(%error, "The engine's timer failed");
+                    break;
+                }
+            },
             message = worker.recv() => match message {
                 Some(message) => {
                     core.handle_worker(message);
@@ -415,7 +412,7 @@ mod tests {
         let (handle, jobs) = channel();
         let (gateways, _wanted) = mpsc::channel(1);
         let core = Core::new(store, state, [7; 32], plane, gateways);
-        let driver = tokio::spawn(run(core, jobs, worker));
+        let driver = tokio::spawn(run(core, jobs, worker, Alarm::open().unwrap()));
         let on_disk = || std::fs::read_to_string(dir.join("state.json")).unwrap();
         let member = membership(10, "a");
         let local = member.address().unwrap();

@@ -12,6 +12,7 @@ pub mod random;
 pub mod route;
 pub mod suspend;
 pub mod sysctl;
+pub mod timer;
 pub mod tls;
 pub mod tun;
 pub mod udp;

@@ -12,6 +12,7 @@ mod endure;
 mod evil;
 mod evil_registry;
 mod garbage;
+mod idle;
 mod joining;
 mod lab;
 mod lessons;

@@ -113,7 +113,8 @@ impl From<DaemonError> for Failure {
             DaemonError::Dataplane(_)
             | DaemonError::Socket(_)
             | DaemonError::Stopped(_)
-            | DaemonError::Store(_) => None,
+            | DaemonError::Store(_)
+            | DaemonError::Timer(_) => None,
             DaemonError::Unsaved(_) => Some("free space or mend the disk, then join again"),
         };
         match error {
@@ -124,6 +125,7 @@ impl From<DaemonError> for Failure {
             | DaemonError::Dns(_)
             | DaemonError::Resolver(..)
             | DaemonError::Stopped(_)
+            | DaemonError::Timer(_)
             | DaemonError::Udp(_)
             | DaemonError::Unsaved(_) => Self::cured(&error, cure),
         }
