@@ -58,7 +58,8 @@ impl Alarm {
                 let left = at.saturating_duration_since(clock::boot());
                 // Zero would mean never.
                 let left = TimeSpec::from(left.max(Duration::from_nanos(1)));
-                self.timer.set(Expiration::OneShot(left), TimerSetTimeFlags::empty())
+                self.timer
+                    .set(Expiration::OneShot(left), TimerSetTimeFlags::empty())
             }
             None => self.timer.unset(),
         };

@@ -40,7 +40,6 @@ fn rates(lab: &Lab) -> Vec<(&'static str, f64)> {
         ("node a", &lab.node_a),
         ("node b", &lab.node_b),
         ("gateway", &lab.gateway),
-        ("registry", &lab.registry),
     ];
     let running = all.map(|(name, process)| (name, process.as_ref().unwrap()));
     let before = running.map(|(_, process)| switches(process));
@@ -62,10 +61,10 @@ fn rests(lab: &Lab, when: &str) {
     assert_eq!(restless.count(), 0, "{when}: {rates:?}");
 }
 
-/// dataplane.md section 2: under 2 context switches a second and process, without peers and with a
-/// session that was just used.
+/// dataplane.md section 2: nodes and gateway make under 2 context switches a second, without peers and
+/// with a session that was just used.
 #[test]
-fn idle_processes_rest() {
+fn idle_nodes_and_gateways_rest() {
     in_lab(|lab| {
         thread::sleep(STARTED);
         rests(lab, "without peers");
