@@ -16,10 +16,10 @@ use std::{
 };
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha20Rng;
+use rand::RngCore;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::engine::limits::Bucket;
+use crate::engine::{limits::Bucket, secrets::Secrets};
 use crate::id::{OverlayIp, TunnelSecret};
 use crate::wire::channel::{Accept, Confirm, Message, Offer, Suite, Suites, Terms};
 use crate::wire::drop::DropReason;
@@ -111,7 +111,7 @@ pub(crate) struct ChannelConfig {
     /// 24 bits that no other peer of this socket has; our channel ids begin with them.
     pub(crate) index: u32,
     /// 32 random bytes.
-    pub(crate) seed: [u8; 32],
+    pub(crate) seed: Zeroizing<[u8; 32]>,
 }
 
 /// Our offer that is not accepted yet.
@@ -153,7 +153,7 @@ impl Live {
 #[derive(Debug)]
 pub(crate) struct ChannelAgent {
     config: ChannelConfig,
-    rng: ChaCha20Rng,
+    rng: Secrets,
     offered: Option<Offered>,
     accepted: Option<Accepted>,
     live: Vec<Live>,
@@ -167,8 +167,9 @@ pub(crate) struct ChannelAgent {
 }
 
 impl ChannelAgent {
-    pub(crate) fn new(config: ChannelConfig, now: Instant) -> Self {
-        let rng = ChaCha20Rng::from_seed(config.seed);
+    pub(crate) fn new(mut config: ChannelConfig, now: Instant) -> Self {
+        let rng = Secrets::new(&config.seed);
+        config.seed.zeroize();
         Self {
             config,
             rng,
@@ -444,16 +445,14 @@ impl ChannelAgent {
 
     /// Draws the key of one derivation; nobody keeps it.
     fn ephemeral(&mut self) -> TunnelSecret {
-        let mut seed = [0; 32];
-        self.rng.fill_bytes(&mut seed);
-        TunnelSecret::from_seed(seed)
+        TunnelSecret::from_seed(*self.rng.draw())
     }
 
     /// Draws a channel id that no other channel of this node has.
     fn unused_id(&mut self) -> u32 {
         let offered = self.offered.as_ref().map(|offered| offered.offer.low);
         loop {
-            let id = (self.config.index << 8) | (self.rng.next_u32() & 0xff);
+            let id = (self.config.index << 8) | (self.rng.plain().next_u32() & 0xff);
             let is_used = offered == Some(id) || self.live.iter().any(|live| live.id == id);
             if !is_used {
                 return id;

@@ -5,6 +5,8 @@ mod wireguard;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
+use zeroize::Zeroizing;
+
 use crate::engine::{
     attach::{Attachment, Inbound},
     event::{Event, Out, Packet, Time, Transmit},
@@ -14,7 +16,7 @@ use crate::engine::{
     wireguard::PlainPeer,
     withheld::Withheld,
 };
-use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime};
+use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime, hash};
 use crate::statement::{Record, Statement};
 use crate::wire::{
     channel::Suites,
@@ -106,7 +108,7 @@ impl Local {
     pub(crate) fn install(
         &mut self,
         time: Time,
-        mut fresh: impl FnMut() -> (u32, [u8; 32]),
+        mut fresh: impl FnMut() -> (u32, Zeroizing<[u8; 32]>),
         out: &mut Out,
     ) -> bool {
         self.was_at_rest = self.is_at_rest(time.now);
@@ -147,7 +149,7 @@ impl Local {
         &mut self,
         trusted: Trusted,
         now: Instant,
-        fresh: &mut impl FnMut() -> (u32, [u8; 32]),
+        fresh: &mut impl FnMut() -> (u32, Zeroizing<[u8; 32]>),
     ) -> bool {
         let address = trusted.member.address;
         // Of two identities claiming one tunnel key, the one that is installed keeps it.
@@ -167,9 +169,10 @@ impl Local {
         let config = PeerConfig {
             local: self.membership.tunnel.clone(),
             index,
-            seed,
+            // What is kept of paths tells nothing of the channels' secrets.
+            seed: hash(&[b"agentnet path seed", seed.as_slice()]),
             mode: self.mode,
-            channel: self.channel_config(&trusted, index, seed),
+            channel: self.channel_config(&trusted, index, &seed),
         };
         let mut peer = Peer::new(trusted, config, now);
         let (candidates, is_attached) = (self.candidates(), self.is_attached());

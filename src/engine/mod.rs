@@ -21,6 +21,7 @@ pub mod path;
 mod peer;
 pub mod proven;
 pub mod revoked;
+pub(crate) mod secrets;
 pub mod session;
 pub mod stun;
 #[cfg(test)]
@@ -38,8 +39,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{RngCore, SeedableRng};
+use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
+use zeroize::Zeroizing;
 
 pub use event::{ChannelEvent, Event, Packet, Time, Transmit};
 pub use peer::{PeerState, PeerStats};
@@ -51,6 +53,7 @@ use crate::engine::{
     local::Local,
     membership::{Left, Membership, Outgoing, Refused, State, remember},
     path::Mode,
+    secrets::Secrets,
     stun::Observers,
     trust::Taken,
 };
@@ -86,7 +89,7 @@ pub struct Engine {
     identities: BTreeMap<String, IdentityKey>,
     left: Vec<Left>,
     locals: BTreeMap<OverlayIp, Local>,
-    rng: ChaCha20Rng,
+    rng: Secrets,
     out: Out,
     settle_at: Instant,
     errors: (Instant, u32),
@@ -105,7 +108,7 @@ impl Engine {
             identities: state.identities,
             left: state.left,
             locals: BTreeMap::new(),
-            rng: ChaCha20Rng::from_seed(seed),
+            rng: Secrets::new(&Zeroizing::new(seed)),
             out: Out::default(),
             settle_at: time.now,
             errors: (time.now, 0),
@@ -361,9 +364,8 @@ impl Engine {
         };
         let rng = &mut self.rng;
         let fresh = || {
-            let mut seed = [0; 32];
-            rng.fill_bytes(&mut seed);
-            (unused_index(rng, &mut used), seed)
+            let seed = rng.draw();
+            (unused_index(rng.plain(), &mut used), seed)
         };
         let was_at_rest = found.was_at_rest;
         if found.install(time, fresh, &mut self.out) {
@@ -474,9 +476,8 @@ impl Engine {
             found.drain_attachment(&mut self.out);
             return Ok(());
         }
-        let mut seed = [0; 32];
-        self.rng.fill_bytes(&mut seed);
-        let index = unused_index(&mut self.rng, &mut used);
+        let seed = self.rng.draw();
+        let index = unused_index(self.rng.plain(), &mut used);
         let secret = found.membership.tunnel.clone();
         let config = AttachConfig {
             agent: local,
@@ -486,7 +487,7 @@ impl Engine {
             endpoints,
             index,
         };
-        let attachment = Attachment::new(config, seed).map_err(ChainError::from)?;
+        let attachment = Attachment::new(config, *seed).map_err(ChainError::from)?;
         found.attachment = Some(attachment);
         found.gateway = Some((gateway, key));
         found.gateway_since = Some(time.now);
@@ -509,7 +510,7 @@ impl Engine {
 
     /// Sends a probe to an installed peer and returns its id; the answer is [`Event::Pong`].
     pub fn probe(&mut self, local: OverlayIp, peer: OverlayIp, time: Time) -> Option<u64> {
-        let id = self.rng.next_u64();
+        let id = self.rng.plain().next_u64();
         let found = self
             .locals
             .get_mut(&local)

@@ -167,7 +167,7 @@ impl Engine {
     /// Asks the servers that are due; one who tells peers nothing has nothing to ask.
     pub(super) fn ask_observers(&mut self, time: Time) {
         if self.mode.seeks() {
-            let made = self.observers.handle_timeout(&mut self.rng, time.now);
+            let made = self.observers.handle_timeout(self.rng.plain(), time.now);
             self.out.transmits.extend(made);
         }
     }

@@ -41,7 +41,7 @@ fn agent(is_low: bool, suites: Suites, now: Instant) -> ChannelAgent {
         is_low,
         suites,
         index: if is_low { 0xaaaaaa } else { 0xbbbbbb },
-        seed: [u8::from(is_low); 32],
+        seed: Zeroizing::new([u8::from(is_low); 32]),
     };
     ChannelAgent::new(config, now)
 }
@@ -454,5 +454,54 @@ fn the_key_schedule_agrees_with_its_vector() {
         assert_eq!(keys.high_to_low.as_bytes(), &array("key_high_to_low"));
         assert_eq!(keys.mac_low.to_vec(), bytes("mac_low"));
         assert_eq!(keys.mac_high.to_vec(), bytes("mac_high"));
+    }
+}
+
+/// P-018: nothing that an end holds after an agreement makes the key it agreed with again.
+#[test]
+fn who_captures_an_end_later_draws_no_ephemeral_key_of_before() {
+    let mut both = Both::new();
+    let (mut made, mut offers, mut terms) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..3 {
+        both.session();
+        let refused = both.carry(|message| {
+            match &message {
+                Message::Offer(offer) => offers.push(*offer),
+                Message::Accept(accept) => terms.push(accept.terms),
+                Message::Confirm(_) => {}
+            }
+            Some(message)
+        });
+        assert_eq!(refused, []);
+    }
+    made.extend(offers.iter().map(|offer| offer.ephemeral));
+    made.extend(terms.iter().map(|terms| terms.ephemeral));
+    assert_eq!(made.len(), 6);
+
+    // With the messages in plain, and the keys that both ends keep.
+    let keys = both.at_low.channels.values();
+    let keys = keys.flat_map(|new| [*new.seal.as_bytes(), *new.open.as_bytes()]);
+    let keys = keys.collect::<Vec<_>>();
+    for (offer, terms) in offers.iter().zip(&terms) {
+        for n in [1, 2] {
+            let kept = TunnelSecret::from_seed([n ^ 0x80; 32]);
+            let others = made.iter().copied();
+            let others = others.chain([end(1), end(2)].map(|end| *end.tunnel.as_bytes()));
+            for other in others {
+                let derived = Schedule::derive(&kept, &other, &ends(), offer, terms).unwrap();
+                let derived = [derived.low_to_high, derived.high_to_low];
+                assert!(derived.iter().all(|key| !keys.contains(key.as_bytes())));
+            }
+        }
+    }
+
+    for agent in [&both.low, &both.high] {
+        assert_eq!(*agent.config.seed, [0; 32]);
+        let captured = agent.rng.captured(2048);
+        // Words of four bytes are what the generator makes.
+        for window in captured.windows(32).step_by(4) {
+            let secret = TunnelSecret::from_seed(window.try_into().unwrap());
+            assert!(!made.contains(secret.public().as_bytes()));
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! An agent's data channels to its peers.
 
+use zeroize::Zeroizing;
+
 use crate::engine::{
     channel::{ChannelConfig, End, Ends, Passed},
     event::{ChannelEvent, Out, Time},
@@ -51,7 +53,7 @@ impl Local {
         &self,
         trusted: &Trusted,
         index: u32,
-        seed: [u8; 32],
+        seed: &[u8; 32],
     ) -> ChannelConfig {
         let own = End {
             identity: self.membership.identity.did().into(),
@@ -67,8 +69,7 @@ impl Local {
             ends,
             suites: self.usable_suites(),
             index,
-            // The paths draw from the seed itself.
-            seed: hash(&[b"agentnet channel seed", &seed]),
+            seed: Zeroizing::new(hash(&[b"agentnet channel seed", seed])),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Instant};
 
+use zeroize::Zeroizing;
+
 use crate::engine::{
     event::{Out, Packet, Time, Transmit},
     local::Local,
@@ -18,7 +20,7 @@ impl Local {
     pub(super) fn install_wireguard(
         &mut self,
         time: Time,
-        fresh: &mut impl FnMut() -> (u32, [u8; 32]),
+        fresh: &mut impl FnMut() -> (u32, Zeroizing<[u8; 32]>),
     ) -> bool {
         let (wanted, own) = self.wanted_wireguard(time.unix);
         let before = self.wireguard.len();

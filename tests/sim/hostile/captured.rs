@@ -1,9 +1,15 @@
 //! A host whose state directory fell into the wrong hands.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+use agentnet::engine::channel::{ChannelChange, DataKey, NewChannel};
 use agentnet::engine::session::{Opened, Session, SessionKeys};
 use agentnet::engine::{Engine, membership::State};
 use agentnet::id::TunnelSecret;
 use agentnet::wire::a2g::HEADER;
+use agentnet::wire::channel::{Suite, Suites};
 
 use crate::hostile::{Ledger, SECOND};
 use crate::pair::{World, key, name, now};
@@ -89,6 +95,97 @@ fn what_was_recorded_stays_closed_to_who_has_all_keys_of_both_hosts() {
             "the keys are the right ones: {initiations}"
         );
         assert!(data > 200, "{data}");
+    }
+}
+
+/// What the data plane of a host knows of channels.
+#[derive(Default)]
+struct Channels {
+    live: BTreeMap<u32, NewChannel>,
+    made: BTreeSet<u32>,
+}
+
+impl Channels {
+    fn follow(&mut self, world: &mut World, host: &str) {
+        while let Some(event) = world.host(host).engine.poll_channel() {
+            match event.change {
+                ChannelChange::New(new) => {
+                    self.made.insert(new.id);
+                    self.live.insert(new.id, new);
+                }
+                ChannelChange::End(id) => drop(self.live.remove(&id)),
+                ChannelChange::Route(_) | ChannelChange::Send(_) => {}
+            }
+        }
+    }
+}
+
+fn cipher(key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap())
+}
+
+fn nonce(counter: u8) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[4] = counter;
+    Nonce::assume_unique_for_key(nonce)
+}
+
+fn opens(key: &[u8; 32], counter: u8, sealed: &[u8]) -> bool {
+    let mut bytes = sealed.to_vec();
+    let opened = cipher(key).open_in_place(nonce(counter), Aad::empty(), &mut bytes);
+    opened.is_ok()
+}
+
+/// P-018: with all that both hosts hold once a data channel is gone, its packets stay closed.
+#[test]
+fn what_a_channel_sealed_stays_closed_once_it_is_gone() {
+    let mut world = world(true);
+    for host in ["a", "b"] {
+        let suites = Suites::of(&[Suite::Aes256Gcm]);
+        world.host(host).engine.set_suites(suites);
+    }
+    let before = ["a", "b"].map(|host| world.hosts[host].state());
+    let mut channels = [Channels::default(), Channels::default()];
+    world.send("a", "b", b"the first");
+    world.pass(2 * SECOND);
+    for (host, channels) in ["a", "b"].into_iter().zip(&mut channels) {
+        channels.follow(&mut world, host);
+        assert_eq!(channels.live.len(), 1);
+    }
+    let [at_a, at_b] = channels.each_ref().map(|found| found.live.values());
+    let both = at_a.chain(at_b).collect::<Vec<_>>();
+    let seal = |key: &DataKey, counter| {
+        let mut bytes = b"a packet".to_vec();
+        let sealer = cipher(key.as_bytes());
+        let sealed = sealer.seal_in_place_append_tag(nonce(counter), Aad::empty(), &mut bytes);
+        sealed.unwrap();
+        bytes
+    };
+    let recorded = [(0, 1), (1, 2)].map(|(from, n): (usize, u8)| (n, seal(&both[from].seal, n)));
+    for ((counter, sealed), to) in recorded.iter().zip([1, 0]) {
+        let key: &NewChannel = both[to];
+        assert!(opens(key.open.as_bytes(), *counter, sealed), "while it is");
+    }
+
+    // One more came with the next session, made while the packet was not long ago.
+    world.pass(600 * SECOND);
+
+    for (host, channels) in ["a", "b"].into_iter().zip(&mut channels) {
+        channels.follow(&mut world, host);
+        assert!(channels.live.is_empty() && !channels.made.is_empty());
+    }
+    let after = ["a", "b"].map(|host| world.hosts[host].state());
+    assert_eq!(before, after, "a channel leaves nothing on disk");
+    // Every secret there is: identities, tunnel keys, what binds a pair.
+    let membership = world.hosts["a"].engine.membership(world.local("a"));
+    let trusted = membership.unwrap().trusted(now().unix);
+    let kept = [[10; 32], [11; 32], trusted[0].psk];
+    let keys = [10, 11].map(|n| TunnelSecret::from_seed([n; 32]));
+    let agreed = keys[0].agree(&keys[1].public()).unwrap();
+    for key in kept.iter().chain([&*agreed]) {
+        for (counter, sealed) in &recorded {
+            assert!(!opens(key, *counter, sealed));
+        }
     }
 }
 
