@@ -17,8 +17,7 @@ use crate::id::{
 };
 use crate::statement::{
     Admission, Chain, ChainError, Claims, Consent, Gateway, Head, Member, Record, Replayed,
-    Request, Revocation, Scope, Seen, Statement, StatementError, issue, verify_record,
-    verify_record_of,
+    Request, Revocation, Scope, Seen, Statement, StatementError, issue, verify_record_of,
 };
 
 /// No correct clock is before the day this code was written; a clock reset to 1970 is not believed.
@@ -420,7 +419,7 @@ impl Membership {
         let now = self.clock(unix);
         match self.proven.of(record) {
             Some(chain) => verify_record_of(record, chain, network, held, now),
-            None => verify_record(record, network, held, now),
+            None => verify_record_of(record, &self.proven.parse(record)?, network, held, now),
         }
     }
 

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::id::Did;
-use crate::statement::{Chain, Record, Statement, StatementHash};
+use crate::statement::{Chain, ChainError, Record, Statement, StatementHash};
 
 /// Our own chain and those of kept records with their signatures checked, once a record.
 ///
@@ -27,6 +27,17 @@ impl ProvenChains {
         (known == links).then_some(chain)
     }
 
+    /// Opens the chain in `record`: grants that our own chain or the agent's last has were before.
+    pub(crate) fn parse(&self, record: &Statement<Record>) -> Result<Chain, ChainError> {
+        let own = self.own.as_ref().map(|(_, chain)| &**chain);
+        let last = self
+            .by_agent
+            .get(&record.issuer())
+            .map(|(_, chain)| &**chain);
+        let known = own.into_iter().chain(last).collect::<Vec<_>>();
+        Chain::parse_beside(&record.claims().chain, &known)
+    }
+
     /// Remembers our own chain.
     pub(crate) fn follow_own(&mut self, links: &[String]) {
         if self.own(links).is_none() {
@@ -42,7 +53,7 @@ impl ProvenChains {
             if self.of(record).is_some() {
                 continue;
             }
-            if let Ok(chain) = Chain::parse(&record.claims().chain) {
+            if let Ok(chain) = self.parse(record) {
                 let proven = (record.hash(), Arc::new(chain));
                 self.by_agent.insert(record.issuer(), proven);
             }

@@ -122,11 +122,21 @@ impl Chain {
 
     /// Opens the links of a chain; the last may be an admission.
     pub fn parse(links: &[String]) -> Result<Self, ChainError> {
+        Self::parse_beside(links, &[])
+    }
+
+    /// Does what [`Chain::parse`] does; links that `known` chains have were opened before.
+    pub fn parse_beside(links: &[String], known: &[&Self]) -> Result<Self, ChainError> {
         if links.is_empty() || links.len() > MAX_LINKS {
             return Err(ChainError::Length);
         }
         let mut grants = Vec::with_capacity(links.len());
         for (i, link) in links.iter().enumerate() {
+            let mut opened = known.iter().flat_map(|chain| &chain.grants);
+            if let Some(grant) = opened.find(|grant| grant.text() == link) {
+                grants.push(grant.clone());
+                continue;
+            }
             match Statement::<Grant>::open(link) {
                 Ok(grant) => grants.push(grant),
                 Err(StatementError::WrongKind { .. }) if i > 0 && i + 1 == links.len() => {

@@ -171,6 +171,31 @@ fn links_of_another_network_or_order_are_refused() {
     assert_eq!(check(&swapped, NOW), Err(ChainError::Broken(1)));
 }
 
+/// What is taken over from another chain is what was opened there, to the byte.
+#[test]
+fn links_that_were_opened_before_are_those_and_no_others() {
+    let net = net();
+    let known = chain(&net);
+    let links = known.links();
+
+    let again = Chain::parse_beside(&links, &[&known]).unwrap();
+
+    assert_eq!(again.links(), links);
+    assert_eq!(check(&again, NOW), check(&known, NOW));
+    for link in 0..links.len() {
+        let mut forged = links.clone();
+        let signature = forged[link].rfind('.').unwrap() + 1;
+        let other = if forged[link][signature..].starts_with('A') {
+            "B"
+        } else {
+            "A"
+        };
+        forged[link].replace_range(signature..=signature, other);
+        let opened = Chain::parse_beside(&forged, &[&known]);
+        assert!(opened.is_err(), "{link}");
+    }
+}
+
 /// P-028, P-079: what a child may take of every claim, one row a claim.
 #[test]
 fn a_child_never_exceeds_its_parent() {
