@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use agentnet::engine::path::{Mode, Path};
+use agentnet::engine::{
+    PeerState,
+    path::{Mode, Path},
+};
 use agentnet::os::clock;
 use agentnet::statement::ConsentState;
 
@@ -48,6 +51,9 @@ const DIRECT_AGAIN: Duration = Duration::from_secs(100);
 /// How long a direct path that carried data is surely there with the gateway away.
 const FRESH: Duration = Duration::from_secs(60);
 
+/// Within this a handshake has its answer or is given up: 90 s, and the longest pause between two tries.
+const HANDSHAKE: Duration = Duration::from_secs(90 + 5 + 1);
+
 /// Pause between two packets while something is waited for.
 const STEP: Duration = Duration::from_millis(250);
 
@@ -75,6 +81,7 @@ impl Play {
         self.model.settle(clock::now());
         self.forget_paths();
         self.check_trust()?;
+        self.check_handshakes()?;
         self.check_bounds(before.0, &before.1)?;
         self.look()
     }
@@ -254,6 +261,25 @@ impl Play {
                 self.paths.fresh.remove(&link(at, peer));
             }
         }
+    }
+
+    /// No handshake goes on for ever: one without an answer is given up.
+    fn check_handshakes(&self) -> Result<(), Failure> {
+        for (at, host) in self.world.hosts.iter().enumerate() {
+            let Some(engine) = host.engine.as_ref().filter(|_| host.asleep.is_none()) else {
+                continue;
+            };
+            let time = self.world.time_at(at);
+            let stuck = engine.peers(host.local, time).into_iter().find(|peer| {
+                let since = peer.asked.filter(|_| peer.state == PeerState::Handshaking);
+                since.is_some_and(|since| time.now >= since + HANDSHAKE)
+            });
+            if let Some(other) = stuck.and_then(|peer| self.world.host_of(peer.address)) {
+                let what = "a handshake is not given up";
+                return Err(Failure::between(at, other, what));
+            }
+        }
+        Ok(())
     }
 
     // ---- exchange
