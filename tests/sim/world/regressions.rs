@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::world::model::Allow;
 use crate::world::scenario::{Source, run};
 use crate::world::transition::Transition::{
-    self, Approve, Crash, Join, Leave, Pass, Request, Revoke, SetClock, StartRegistry, StopRegistry,
+    self, Approve, Auto, Crash, CutGateway, Join, Leave, Pass, RebootNat, Request, Revoke,
+    SetClock, StartRegistry, StopRegistry,
 };
 
 const HOUR: i64 = 3_600_000; // ms
@@ -128,4 +129,42 @@ fn what_was_consented_to_before_leaving_is_told_later() {
     };
     let (leave, join) = (Leave { agent: 0 }, Join { agent: 0 });
     holds(&[theirs, StopRegistry, ASK, leave, StartRegistry, join]);
+}
+
+/// A request that the registry was not told of goes with the membership it was made in.
+#[test]
+fn a_request_made_before_leaving_is_not_told_later() {
+    let (leave, join) = (Leave { agent: 0 }, Join { agent: 0 });
+    holds(&[StopRegistry, ASK, leave, StartRegistry, join, ANSWER]);
+}
+
+/// With trust goes what was known of the ways to a peer: the next begins by the gateway.
+#[test]
+fn trust_made_anew_without_a_gateway_knows_no_way() {
+    let rule = Auto {
+        at: 0,
+        from: 1,
+        allow: Allow::High,
+    };
+    let cut = CutGateway {
+        host: 1,
+        is_cut: true,
+    };
+    let theirs = Request {
+        from: 1,
+        to: 0,
+        offer: Allow::Low,
+    };
+    let revoke = Revoke { at: 1, peer: 0 };
+    holds(&[ASK, ANSWER, revoke, rule, cut, theirs]);
+}
+
+/// An idle host behind a NAT that forgot all is reached once it sent its next heartbeat.
+#[test]
+fn who_is_idle_behind_a_nat_that_forgot_all_is_reached_again() {
+    for seconds in [1, 9, 16, 21] {
+        let reboots = (0..3).map(|site| RebootNat { site });
+        let start = [ASK, ANSWER, Pass { seconds }];
+        holds(&start.into_iter().chain(reboots).collect::<Vec<_>>());
+    }
 }
