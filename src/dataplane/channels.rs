@@ -3,8 +3,11 @@
 use std::{collections::BTreeMap, net::SocketAddr, ops::Range};
 
 use crate::dataplane::crypt::{Opener, Sealer};
+use crate::dataplane::relay::{Hops, Way};
+use crate::engine::HopEvent;
 use crate::engine::channel::{ChannelChange, NewChannel, Passed, Route, Volume};
 use crate::policy::Pair;
+use crate::wire::a2g;
 use crate::wire::channel::parse;
 use crate::wire::drop::DropReason;
 
@@ -18,9 +21,18 @@ pub(super) struct Opened {
     pub(super) first: Option<u32>,
 }
 
+/// Why a packet in a frame did not open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Unopened {
+    Dropped(DropReason),
+    /// The second of the pair, as the gateway says, uses a channel that is not known here.
+    Stray(Pair),
+}
+
 /// All channels of the node.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
+    hops: Hops,
     incoming: BTreeMap<u32, Incoming>,
     outgoing: BTreeMap<Pair, Outgoing>,
     passed: BTreeMap<Pair, Passed>,
@@ -63,6 +75,11 @@ impl Channels {
         }
     }
 
+    /// Takes by which hop frames of an agent go from now on.
+    pub(super) fn change_hop(&mut self, event: HopEvent) {
+        self.hops.change(event);
+    }
+
     fn add(&mut self, pair: Pair, new: &NewChannel) {
         let opener = Opener::new(new.suite, &new.open);
         let sealer = Sealer::new(new.suite, &new.seal, new.remote);
@@ -100,15 +117,33 @@ impl Channels {
         self.passed.retain(|pair, _| is_kept(pair));
     }
 
-    /// Returns what packets to `pair`'s peer are sealed by, and where they go; None when the engine
+    /// Returns what packets to `pair`'s peer are sealed by, and how they travel; None when the engine
     /// is to have them.
-    pub(super) fn sealer(&mut self, pair: &Pair) -> Option<(&mut Sealer, SocketAddr)> {
+    pub(super) fn sealer(&mut self, pair: &Pair) -> Option<(&mut Sealer, Way<'_>)> {
         let outgoing = self.outgoing.get_mut(pair)?;
-        let Route::Direct(to) = outgoing.route else {
-            return None;
+        let way = match outgoing.route {
+            Route::Direct(to) => Way::Direct(to),
+            Route::Engine => return None,
+            Route::Relayed => self.hops.way(*pair)?,
         };
         let sealer = outgoing.sealers.get_mut(&outgoing.sending?)?;
-        Some((sealer, to))
+        Some((sealer, way))
+    }
+
+    /// Opens the packet that a frame carries, in place.
+    pub(super) fn open_frame(&mut self, frame: &mut [u8]) -> Result<Opened, Unopened> {
+        let pair = self.hops.open(frame).map_err(Unopened::Dropped)?;
+        let packet = frame.get_mut(a2g::HEADER..).unwrap_or_default();
+        match self.open(packet) {
+            Ok(opened) if opened.pair == pair => Ok(Opened {
+                place: a2g::HEADER + opened.place.start..a2g::HEADER + opened.place.end,
+                ..opened
+            }),
+            // The gateway says that another agent sent it.
+            Ok(_) => Err(Unopened::Dropped(DropReason::FrameSource)),
+            Err(DropReason::ChannelUnknown) => Err(Unopened::Stray(pair)),
+            Err(reason) => Err(Unopened::Dropped(reason)),
+        }
     }
 
     /// Opens a packet in place.
@@ -125,19 +160,26 @@ impl Channels {
         })
     }
 
-    /// Counts what was sealed for `pair`'s peer.
-    pub(super) fn note_sent(&mut self, pair: Pair, packets: u64, bytes: u64) {
-        let sent = &mut self.passed(pair).sent;
-        sent.packets += packets;
-        sent.bytes += bytes;
+    /// Counts what was sealed for `pair`'s peer, and how many packets of that a gateway got.
+    pub(super) fn note_sent(&mut self, pair: Pair, sealed: Volume, relayed: u64) {
+        let passed = self.passed(pair);
+        passed.sent.packets += sealed.packets;
+        passed.sent.bytes += sealed.bytes;
+        passed.relayed.0 += relayed;
     }
 
-    /// Counts a packet that came from `pair`'s peer.
-    pub(super) fn note_received(&mut self, pair: Pair, bytes: u64, from: SocketAddr) {
+    /// Counts a packet that came from `pair`'s peer; `from` is None when a gateway relayed it.
+    pub(super) fn note_received(&mut self, pair: Pair, bytes: u64, from: Option<SocketAddr>) {
         let passed = self.passed(pair);
         passed.received.packets += 1;
         passed.received.bytes += bytes;
-        passed.from = Some(from);
+        passed.relayed.1 += u64::from(from.is_none());
+        passed.from = from;
+    }
+
+    /// Counts a packet of `pair`'s peer to a channel that is not known here.
+    pub(super) fn note_unknown(&mut self, pair: Pair) {
+        self.passed(pair).unknown += 1;
     }
 
     /// Tells whether anything was counted since the last report.
@@ -169,6 +211,8 @@ impl Channels {
             sent: Volume::default(),
             received: Volume::default(),
             from: None,
+            relayed: (0, 0),
+            unknown: 0,
         })
     }
 }
@@ -201,6 +245,10 @@ mod tests {
 
     fn to() -> SocketAddr {
         "192.0.2.1:7".parse().unwrap()
+    }
+
+    fn volume(packets: u64, bytes: u64) -> Volume {
+        Volume { packets, bytes }
     }
 
     /// Two peers with channels that are in use.
@@ -282,7 +330,7 @@ mod tests {
     fn pairs_that_are_no_more_have_no_channels() {
         let mut channels = channels();
         let mut packet = seal(&mut channels, 2);
-        channels.note_sent(pair(2), 1, 5);
+        channels.note_sent(pair(2), volume(1, 5), 0);
 
         channels.retain(|kept| *kept == pair(3));
 
@@ -294,15 +342,16 @@ mod tests {
     #[test]
     fn what_passed_is_told_once() {
         let mut channels = channels();
-        channels.note_sent(pair(2), 2, 100);
-        channels.note_received(pair(2), 50, to());
-        channels.note_received(pair(3), 7, to());
+        channels.note_sent(pair(2), volume(2, 100), 1);
+        channels.note_received(pair(2), 50, Some(to()));
+        channels.note_received(pair(3), 7, None);
 
         let told = channels.take_passed();
 
         assert_eq!(told.len(), 2);
         assert_eq!((told[0].sent.packets, told[0].sent.bytes), (2, 100));
         assert_eq!((told[0].received.bytes, told[0].from), (50, Some(to())));
+        assert_eq!((told[0].relayed, told[1].relayed), ((1, 0), (0, 1)));
         assert!(!channels.has_passed());
         channels.untake(told);
         assert_eq!(channels.take_passed().len(), 2);

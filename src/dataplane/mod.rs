@@ -7,13 +7,16 @@ mod batch;
 mod channels;
 mod counters;
 mod crypt;
+mod ids;
 mod offload;
 mod queue;
+mod relay;
 mod switch;
 mod tables;
 mod worker;
 
 pub use counters::{Snapshot, Traffic};
+pub use ids::frame_ids;
 pub use queue::{DataplaneHandle, Device, FromWorker, InPacket, OutPacket, Published};
 pub use tables::{PeerEntry, Realm, Tables};
 pub use worker::{DataplaneConfig, start};

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 
 use crate::dataplane::counters::Snapshot;
 use crate::dataplane::tables::{Realm, Tables};
-use crate::engine::ChannelEvent;
 use crate::engine::channel::Passed;
+use crate::engine::{ChannelEvent, HopEvent};
 use crate::id::OverlayIp;
 use crate::wire::drop::DropReason;
 
@@ -86,6 +86,7 @@ pub(super) enum Command {
     Channel(ChannelEvent),
     Counters(oneshot::Sender<Snapshot>),
     Deliver(Vec<InPacket>),
+    Hop(HopEvent),
     Inject {
         local: OverlayIp,
         bytes: Vec<u8>,
@@ -108,6 +109,7 @@ impl Command {
             Self::AddTun { .. }
             | Self::Channel(_)
             | Self::Counters(_)
+            | Self::Hop(_)
             | Self::Publish(..)
             | Self::RemoveTun(..)
             | Self::Shutdown => 0,
@@ -159,6 +161,11 @@ impl DataplaneHandle {
     /// Makes, uses or ends a data channel; none is known before the tables name its pair.
     pub fn change_channel(&self, event: ChannelEvent) {
         self.submit(Command::Channel(event));
+    }
+
+    /// Makes or ends the hop by which an agent's frames go.
+    pub fn change_hop(&self, event: HopEvent) {
+        self.submit(Command::Hop(event));
     }
 
     /// Offers packets that came as [`FromWorker::Unknown`] again, now that their peer is published.

@@ -94,6 +94,11 @@ impl Switch {
         }
     }
 
+    /// Tells whether what peers send directly is ignored.
+    pub(super) const fn is_hidden(&self) -> bool {
+        self.tables.is_hidden
+    }
+
     /// Puts `tables` in force and returns the resets of connections that end by it, with the
     /// agent whose TUN they go to.
     pub(super) fn publish(&mut self, tables: Tables, now: Instant) -> Vec<(OverlayIp, Vec<u8>)> {
@@ -286,6 +291,7 @@ mod tests {
             inbound: vec![scope.parse().unwrap()],
         };
         Tables {
+            is_hidden: false,
             epoch: 1,
             locals: [(ip(1), REALM), (ip(3), REALM), (ip(4), Realm(1))].into(),
             peers: scope

@@ -16,6 +16,8 @@ pub struct Tables {
     pub epoch: u64,
     /// The agents of this node, and where each lives.
     pub locals: BTreeMap<OverlayIp, Realm>,
+    /// Whether what peers send directly is ignored, as if nobody were here.
+    pub is_hidden: bool,
     /// Who may be spoken with.
     pub peers: BTreeMap<Pair, PeerEntry>,
 }

@@ -200,6 +200,7 @@ impl Worker {
                     let _told = done.send(self.seen.clone());
                 }
                 Command::Deliver(packets) => self.deliver(packets),
+                Command::Hop(event) => self.channels.change_hop(event),
                 Command::Inject { local, bytes } => self.inject(local, &bytes),
                 Command::Publish(tables, done) => {
                     self.publish(tables);

@@ -4,9 +4,12 @@
 //! over which frames go. A new attachment is made before the old one is given up, unless the gateway
 //! has forgotten it or is silent.
 
+mod share;
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,7 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::engine::hop::Hop;
+use crate::engine::hop::{FrameIds, Hop};
 use crate::engine::session::{Opened, Session, SessionKeys, receiver_index};
 use crate::id::{AddressError, Did, OverlayIp, TunnelKey, TunnelSecret};
 use crate::wire::a2g::{self, Kind, Reset, gateway_address};
@@ -137,6 +140,8 @@ pub struct Attachment {
     /// Why the gateway refused; None since it last accepted.
     refused: Option<(Refusal, String)>,
     transmit: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Makes what hands out the ids of a new hop's frames; None when nobody else makes any.
+    make_ids: Option<fn(u64) -> Arc<dyn FrameIds>>,
 }
 
 impl Attachment {
@@ -155,6 +160,7 @@ impl Attachment {
             attempts: 0,
             refused: None,
             transmit: VecDeque::new(),
+            make_ids: None,
         };
         this.config.endpoints.truncate(MAX_ENDPOINTS);
         Ok(this)
@@ -241,13 +247,6 @@ impl Attachment {
         self.endpoint = 0;
         if self.hop.is_none() && matches!(self.phase, Phase::Handshaking { .. }) {
             self.begin(now);
-        }
-    }
-
-    /// Takes that the agent's traffic flows, past the gateway too.
-    pub const fn note_traffic(&mut self, now: Instant) {
-        if let Some(hop) = &mut self.hop {
-            hop.note_traffic(now);
         }
     }
 
@@ -434,6 +433,7 @@ impl Attachment {
     fn attached(&mut self, from: SocketAddr, attached: &Attached, now: Instant) {
         let early = Duration::from_secs(self.rng.random_range(0..3600));
         self.hop = Some(Hop::new(attached, from, early, now));
+        self.share_ids();
         self.session = None;
         self.refused = None;
         self.attempts = 0;

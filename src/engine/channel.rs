@@ -68,6 +68,8 @@ pub enum Route {
     Direct(SocketAddr),
     /// Packets are handed to the engine unsealed.
     Engine,
+    /// In frames of the local agent's hop, addressed to the peer; to the engine while there is none.
+    Relayed,
 }
 
 /// Packets and bytes of one direction.
@@ -86,6 +88,10 @@ pub struct Passed {
     pub received: Volume,
     /// Where the last packet came from; None when a gateway relayed it, or none came.
     pub from: Option<SocketAddr>,
+    /// How many of the packets sent, and of those received, a gateway relayed.
+    pub relayed: (u64, u64),
+    /// Relayed packets of the peer to a channel that is not known here.
+    pub unknown: u64,
 }
 
 /// What changed for whoever seals and opens; ids are ours.

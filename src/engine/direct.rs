@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use crate::engine::{
-    Engine, Time,
+    Engine, Event, Time,
     limits::{Limits, Source},
     local::Local,
     path::{Mode, Path, PathView},
@@ -104,8 +104,16 @@ impl Engine {
         }
     }
 
+    /// Returns which paths data may go.
+    pub const fn path_mode(&self) -> Mode {
+        self.mode
+    }
+
     /// Takes which paths data may go.
     pub fn set_path_mode(&mut self, mode: Mode, time: Time) {
+        if self.mode != mode {
+            self.out.event(Event::Tables);
+        }
         self.mode = mode;
         for local in self.locals.values_mut() {
             local.set_mode(mode, time, &mut self.out);

@@ -5,6 +5,7 @@ use std::{
 };
 
 use crate::engine::channel::ChannelChange;
+use crate::engine::hop::SharedHop;
 use crate::engine::path::Path;
 use crate::id::{FullName, OverlayIp, UnixTime};
 use crate::wire::drop::{Counters, DropReason};
@@ -37,6 +38,14 @@ pub struct ChannelEvent {
     pub local: OverlayIp,
     pub peer: OverlayIp,
     pub change: ChannelChange,
+}
+
+/// By which hop frames of `local` go from now on, for whoever seals and opens.
+#[derive(Debug)]
+pub struct HopEvent {
+    pub local: OverlayIp,
+    /// None when there is none: the engine gets everything that is relayed.
+    pub hop: Option<SharedHop>,
 }
 
 /// What the engine tells its driver.
@@ -85,6 +94,7 @@ pub(crate) struct Out {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) packets: VecDeque<Packet>,
     pub(crate) channels: VecDeque<ChannelEvent>,
+    pub(crate) hops: VecDeque<HopEvent>,
     pub(crate) injections: VecDeque<(OverlayIp, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) heard: VecDeque<Heard>,

@@ -1,8 +1,10 @@
 //! The agent's end of the hop to a gateway: keys, counters and liveness of an attachment that holds.
 
 use std::{
+    fmt,
     net::SocketAddr,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -45,6 +47,35 @@ pub struct Received {
     pub payload: Range<usize>,
 }
 
+/// Hands out the ids of one hop's frames: each once and rising, whoever asks.
+pub trait FrameIds: fmt::Debug + Send + Sync {
+    /// Takes the next id.
+    fn take(&self) -> u64;
+
+    /// Returns the id that would be taken next.
+    fn peek(&self) -> u64;
+}
+
+/// A hop, for whoever seals packets past the engine, puts them into frames and takes them out.
+#[derive(Clone, Debug)]
+pub struct SharedHop {
+    /// In frames to the gateway, and from it.
+    pub up: u32,
+    pub down: u32,
+    pub keys_up: HopKeys,
+    pub keys_down: HopKeys,
+    pub endpoint: SocketAddr,
+    pub ids: Arc<dyn FrameIds>,
+}
+
+/// Where the ids of our frames come from.
+#[derive(Debug)]
+enum Ids {
+    /// The next one; nobody else makes frames of the hop.
+    Own(u64),
+    Shared(Arc<dyn FrameIds>),
+}
+
 /// The agent's end of an attachment that holds.
 #[derive(Debug)]
 pub struct Hop {
@@ -54,7 +85,7 @@ pub struct Hop {
     keys_down: HopKeys,
     reset_token: [u8; 16],
     window: ReplayWindow,
-    next: u64,
+    ids: Ids,
     endpoint: SocketAddr,
     observed: SocketAddr,
     /// At least a heartbeat, or the hop would be given up as soon as it is there.
@@ -87,7 +118,7 @@ impl Hop {
             keys_down: HopKeys::derive(&attached.secret, Direction::Down),
             reset_token: attached.reset_token,
             window: ReplayWindow::new(),
-            next: 0,
+            ids: Ids::Own(0),
             endpoint,
             observed: attached.observed,
             lease: Duration::from_secs(u64::from(attached.lease)).max(HEARTBEAT),
@@ -103,6 +134,33 @@ impl Hop {
             frames_sent: 0,
             frames_received: 0,
         }
+    }
+
+    /// Takes its ids from what `make` makes from now on: others make frames of the hop as well.
+    pub fn share_ids(&mut self, make: fn(u64) -> Arc<dyn FrameIds>) {
+        if let Ids::Own(next) = self.ids {
+            self.ids = Ids::Shared(make(next));
+        }
+    }
+
+    /// Returns what hands out the ids; None when nobody else makes frames of the hop.
+    pub const fn ids(&self) -> Option<&Arc<dyn FrameIds>> {
+        match &self.ids {
+            Ids::Own(_) => None,
+            Ids::Shared(ids) => Some(ids),
+        }
+    }
+
+    /// Returns the hop for whoever shares its ids; None when nobody does.
+    pub fn share(&self) -> Option<SharedHop> {
+        Some(SharedHop {
+            up: self.up,
+            down: self.down,
+            keys_up: self.keys_up.clone(),
+            keys_down: self.keys_down.clone(),
+            endpoint: self.endpoint,
+            ids: Arc::clone(self.ids()?),
+        })
     }
 
     /// Returns the id in frames to the gateway.
@@ -188,9 +246,7 @@ impl Hop {
         self.window
             .take(header.message)
             .ok_or(DropReason::FrameReplayed)?;
-        self.last_received = now;
-        self.waiting_since = None;
-        self.unanswered = 0;
+        self.heard(now);
         if header.target != agent.ip() || header.prefix_len != 128 {
             return Err(DropReason::FrameTarget);
         }
@@ -211,6 +267,30 @@ impl Hop {
             target: OverlayIp::new(header.target).map_err(|_| DropReason::FrameTarget)?,
             payload: HEADER..frame.len(),
         })
+    }
+
+    /// Takes how many frames with payload others sent to and took from the gateway by this hop.
+    pub const fn note_passed(&mut self, sent: u64, received: u64, now: Instant) {
+        self.frames_sent += sent;
+        self.frames_received += received;
+        if sent > 0 {
+            self.last_sent = now;
+            if self.waiting_since.is_none() {
+                self.waiting_since = Some(now);
+            }
+        }
+        if received > 0 {
+            self.heard(now);
+        }
+        if sent > 0 || received > 0 {
+            self.note_traffic(now);
+        }
+    }
+
+    const fn heard(&mut self, now: Instant) {
+        self.last_received = now;
+        self.waiting_since = None;
+        self.unanswered = 0;
     }
 
     /// Takes that the agent's traffic flows, by this hop or past it.
@@ -242,7 +322,11 @@ impl Hop {
 
     /// Tells whether the secret comes to its end and a new attachment is due.
     pub fn is_worn(&self, now: Instant) -> bool {
-        now >= self.renew || self.next >= MAX_FRAMES - SPARE_FRAMES
+        let next = match &self.ids {
+            Ids::Own(next) => *next,
+            Ids::Shared(ids) => ids.peek(),
+        };
+        now >= self.renew || next >= MAX_FRAMES - SPARE_FRAMES
     }
 
     /// Returns when something is due and why; `renewing` when a new attachment is being made.
@@ -267,11 +351,13 @@ impl Hop {
     }
 
     fn next_message(&mut self) -> Option<u64> {
-        let message = self.next;
-        if message >= MAX_FRAMES {
-            return None;
-        }
-        self.next += 1;
-        Some(message)
+        let message = match &mut self.ids {
+            Ids::Own(next) => {
+                *next += 1;
+                *next - 1
+            }
+            Ids::Shared(ids) => ids.take(),
+        };
+        (message < MAX_FRAMES).then_some(message)
     }
 }

@@ -3,13 +3,14 @@ mod tell;
 mod ways;
 mod wireguard;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use zeroize::Zeroizing;
 
 use crate::engine::{
     attach::{Attachment, Inbound},
     event::{Event, Out, Packet, Time, Transmit},
+    hop::FrameIds,
     membership::{Membership, Refused, Trusted},
     path::{Mode, Path},
     peer::{Peer, PeerConfig, PeerOutput},
@@ -56,6 +57,9 @@ pub(crate) struct Local {
     observed: Vec<SocketAddr>,
     /// Our id of the hop that told; None before the first attachment.
     told_by: Option<u32>,
+    /// What hands out the frame ids of the hop that whoever seals was last told of; None when that
+    /// was told of none.
+    shared: Option<Arc<dyn FrameIds>>,
     /// Whether the gateway carried frames when paths were last told.
     had_relay: bool,
     /// Our record as it was when it last said something new; None before the first.
@@ -92,6 +96,7 @@ impl Local {
             reflexive: None,
             observed: Vec::new(),
             told_by: None,
+            shared: None,
             had_relay: false,
             own_record: None,
             withheld: Withheld::default(),
@@ -507,6 +512,7 @@ impl Local {
         while let Some((to, bytes)) = attachment.poll_transmit() {
             out.transmits.push_back(Transmit { to, bytes });
         }
+        self.share_hop(out);
     }
 
     /// Finds the address of a name that this agent may see: its own or an installed peer's.

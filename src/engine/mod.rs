@@ -2,8 +2,8 @@
 //!
 //! [`Engine`] has four kinds of methods: getters (`&self`), `handle_*` for input from outside,
 //! commands, and `poll_*` for output. After each input or command take out everything of
-//! [`Engine::poll_event`], [`Engine::poll_channel`], [`Engine::poll_packet`], [`Engine::poll_injection`] and
-//! [`Engine::poll_transmit`], then wait no longer than [`Engine::poll_timeout`] says.
+//! [`Engine::poll_event`], [`Engine::poll_channel`], [`Engine::poll_hop`], [`Engine::poll_packet`],
+//! [`Engine::poll_injection`] and [`Engine::poll_transmit`], then wait no longer than [`Engine::poll_timeout`] says.
 
 pub mod attach;
 pub mod channel;
@@ -36,6 +36,7 @@ mod withheld;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -43,12 +44,13 @@ use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 use zeroize::Zeroizing;
 
-pub use event::{ChannelEvent, Event, Packet, Time, Transmit};
+pub use event::{ChannelEvent, Event, HopEvent, Packet, Time, Transmit};
 pub use peer::{PeerState, PeerStats};
 
 use crate::engine::{
     attach::{AttachConfig, Attachment},
     event::Out,
+    hop::FrameIds,
     limits::Limits,
     local::Local,
     membership::{Left, Membership, Outgoing, Refused, State, remember},
@@ -95,6 +97,8 @@ pub struct Engine {
     errors: (Instant, u32),
     mode: Mode,
     suites: Suites,
+    /// Makes what hands out the ids of a hop's frames; None when nobody else makes any.
+    frame_ids: Option<fn(u64) -> Arc<dyn FrameIds>>,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
     handshakes: Limits,
@@ -114,6 +118,7 @@ impl Engine {
             errors: (time.now, 0),
             mode: Mode::default(),
             suites: Suites::NONE,
+            frame_ids: None,
             hosts: Vec::new(),
             handshakes: direct::limits(),
             observers: Observers::default(),
@@ -487,7 +492,8 @@ impl Engine {
             endpoints,
             index,
         };
-        let attachment = Attachment::new(config, *seed).map_err(ChainError::from)?;
+        let mut attachment = Attachment::new(config, *seed).map_err(ChainError::from)?;
+        attachment.set_frame_ids(self.frame_ids);
         found.attachment = Some(attachment);
         found.gateway = Some((gateway, key));
         found.gateway_since = Some(time.now);

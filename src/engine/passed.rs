@@ -1,6 +1,8 @@
 //! What goes past the sessions, sealed by data channels: the engine only hears of it.
 
-use crate::engine::{Engine, Time, channel::Passed};
+use std::sync::Arc;
+
+use crate::engine::{Engine, HopEvent, Time, channel::Passed, hop::FrameIds};
 use crate::id::OverlayIp;
 use crate::wire::channel::Suites;
 
@@ -13,6 +15,25 @@ impl Engine {
         for local in self.locals.values_mut() {
             local.set_suites(suites, &mut self.out);
         }
+    }
+
+    /// Takes what makes, from a first id on, what hands out the ids of a hop's frames, so that others
+    /// make such frames too; before the first call only the engine does.
+    ///
+    /// Whoever calls this takes out [`Engine::poll_hop`].
+    pub fn set_frame_ids(&mut self, make: fn(u64) -> Arc<dyn FrameIds>) {
+        self.frame_ids = Some(make);
+        for local in self.locals.values_mut() {
+            if let Some(attachment) = &mut local.attachment {
+                attachment.set_frame_ids(self.frame_ids);
+            }
+            local.drain_attachment(&mut self.out);
+        }
+    }
+
+    /// Returns the next change of a hop; none come before [`Engine::set_frame_ids`].
+    pub fn poll_hop(&mut self) -> Option<HopEvent> {
+        self.out.hops.pop_front()
     }
 
     /// Takes what went past the sessions since the last call.

@@ -112,6 +112,7 @@ pub async fn run(
         .set_path_mode(path_mode(config.path.mode), now());
     core.engine.set_stun_servers(&config.path.stun, now());
     core.engine.set_suites(suites(config.suite));
+    core.engine.set_frame_ids(dataplane::frame_ids);
     let device_lost = core.device_lost();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));

@@ -13,7 +13,11 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::{
     DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
 };
-use crate::engine::{Engine, Event, Time, membership::State, path::Path};
+use crate::engine::{
+    Engine, Event, Time,
+    membership::State,
+    path::{Mode, Path},
+};
 use crate::id::OverlayIp;
 use crate::node::store::Store;
 use crate::os::{clock, timer::Alarm};
@@ -203,6 +207,9 @@ impl Core {
         while let Some(event) = self.engine.poll_channel() {
             self.dataplane.change_channel(event);
         }
+        while let Some(event) = self.engine.poll_hop() {
+            self.dataplane.change_hop(event);
+        }
         let mut packets = Vec::new();
         while let Some(packet) = self.engine.poll_packet() {
             let (local, peer, bytes) = (packet.local, packet.peer, packet.bytes);
@@ -278,6 +285,7 @@ impl Core {
         let tables = Tables {
             epoch: self.epoch,
             locals: self.engine.locals().map(|local| (local, HOST)).collect(),
+            is_hidden: self.engine.path_mode() == Mode::Hidden,
             peers: peers
                 .map(|(local, peer, inbound)| (Pair { local, peer }, PeerEntry { inbound }))
                 .collect(),

@@ -14,7 +14,7 @@
 //! Tag = SipHash-2-4(k_tag, bytes 0..48 in plain || first 16 payload bytes, or as many as there are).
 //! Mask word i of bytes 8..48 = SipHash-2-4(k_mask, tag || i), i one byte. SipHash values travel big-endian.
 
-use std::{fmt, net::Ipv6Addr};
+use std::{fmt, hash::Hasher, net::Ipv6Addr};
 
 use aws_lc_rs::hkdf;
 use siphasher::sip::SipHasher24;
@@ -101,34 +101,21 @@ impl HopKeys {
     }
 
     fn tag(&self, plain: &[u8; TAG_AT], payload: &[u8]) -> u64 {
-        let mut input = [0; TAG_AT + COVERED];
-        let (head, tail) = input.split_at_mut(TAG_AT);
-        head.copy_from_slice(plain);
-        let covered = payload.len().min(COVERED);
-        for (to, from) in tail.iter_mut().zip(payload) {
-            *to = *from;
-        }
-        let input = input.get(..TAG_AT + covered).unwrap_or(&input);
-        SipHasher24::new_with_key(&self.tag).hash(input)
+        let mut hasher = SipHasher24::new_with_key(&self.tag);
+        // Whole words so far, so that the rest needs no copy.
+        hasher.write(plain);
+        hasher.hash(payload.get(..COVERED).unwrap_or(payload))
     }
 
     /// Masks or unmasks bytes 8..48.
     fn mask(&self, header: &mut [u8; TAG_AT], tag: u64) {
-        let hasher = SipHasher24::new_with_key(&self.mask);
-        let mut input = [0; 9];
-        if let Some(to) = input.first_chunk_mut() {
-            *to = tag.to_be_bytes();
-        }
-        let words = header.iter_mut().skip(MASKED_AT);
-        let mut word = [0; 8];
-        for (at, byte) in words.enumerate() {
-            if at % 8 == 0 {
-                input[8] = u8::try_from(at / 8).unwrap_or(u8::MAX);
-                word = hasher.hash(&input).to_be_bytes();
-            }
-            if let Some(bits) = word.get(at % 8) {
-                *byte ^= bits;
-            }
+        let mut hasher = SipHasher24::new_with_key(&self.mask);
+        // The words differ in what follows the tag only.
+        hasher.write(&tag.to_be_bytes());
+        let (words, _) = header.as_chunks_mut::<8>();
+        for (i, word) in (0_u8..).zip(words.iter_mut().skip(MASKED_AT / 8)) {
+            let mask = hasher.hash(&[i]).to_be();
+            *word = (u64::from_ne_bytes(*word) ^ mask).to_ne_bytes();
         }
     }
 }
@@ -210,16 +197,27 @@ impl Header {
             Kind::SessionEnd => 2,
             Kind::Displaced => 3,
         };
-        let fields = [MAGIC, VERSION << 4 | kind, self.ttl, self.prefix_len];
-        let bytes = fields.into_iter().chain(self.hop.to_be_bytes());
-        let bytes = bytes.chain(self.message.to_be_bytes());
-        let bytes = bytes
-            .chain(self.target.octets())
-            .chain(self.source.octets());
+        let [a, b, c, d] = self.hop.to_be_bytes();
+        let [target, source] = [self.target, self.source].map(halves);
+        let words = [
+            [
+                MAGIC,
+                VERSION << 4 | kind,
+                self.ttl,
+                self.prefix_len,
+                a,
+                b,
+                c,
+                d,
+            ],
+            self.message.to_be_bytes(),
+            target[0],
+            target[1],
+            source[0],
+            source[1],
+        ];
         let mut plain = [0; TAG_AT];
-        for (to, from) in plain.iter_mut().zip(bytes) {
-            *to = from;
-        }
+        plain.copy_from_slice(words.as_flattened());
         plain
     }
 
@@ -304,6 +302,11 @@ impl Reset {
 /// Returns the overlay address of a gateway: its key's, in the domain's infrastructure network.
 pub fn gateway_address(domain: DomainPrefix, gateway: Did) -> Result<OverlayIp, AddressError> {
     domain.network(0).address_of(&AgentId::from(gateway))
+}
+
+fn halves(address: Ipv6Addr) -> [[u8; 8]; 2] {
+    let bits = address.to_bits();
+    [(bits >> 64) as u64, bits as u64].map(u64::to_be_bytes)
 }
 
 fn equal(a: u64, b: u64) -> bool {

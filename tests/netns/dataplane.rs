@@ -1,5 +1,7 @@
 //! The data plane on a real TUN: devices, routes, the filter, and the barrier of a revocation.
 
+mod hidden;
+
 use std::{
     env, fs, io,
     io::{ErrorKind, Read},
@@ -222,6 +224,7 @@ struct Node {
     handle: DataplaneHandle,
     from: mpsc::Receiver<FromWorker>,
     epoch: u64,
+    is_hidden: bool,
 }
 
 fn taken(tun: Tun) -> Device {
@@ -245,6 +248,7 @@ impl Node {
             handle,
             from,
             epoch: 0,
+            is_hidden: false,
         };
         node.publish(scope).await;
         node
@@ -262,6 +266,7 @@ impl Node {
         };
         let tables = Tables {
             epoch: self.epoch,
+            is_hidden: self.is_hidden,
             locals: [(ip(1), Realm::default())].into(),
             peers: scope
                 .map(|scope| (pair, entry(scope)))

@@ -23,6 +23,7 @@ mod neighbour;
 mod path_command;
 mod paths;
 mod process;
+mod relayed;
 mod revoke;
 mod routes;
 mod services;

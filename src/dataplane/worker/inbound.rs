@@ -8,8 +8,10 @@ use std::{
 
 use nix::{sys::uio::writev, unistd};
 
+use crate::dataplane::channels::{Opened, Unopened};
 use crate::dataplane::offload::{Run, Takes, VIRTIO};
 use crate::dataplane::queue::{FromWorker, InPacket};
+use crate::dataplane::relay::carries_channel;
 use crate::dataplane::worker::{MAX_PACKET, RECEIVES, Worker};
 use crate::id::OverlayIp;
 use crate::policy::{Pair, Verdict};
@@ -63,26 +65,47 @@ impl Worker {
             return;
         };
         self.seen.udp_in.count(datagram.len());
-        if Datagram::classify(datagram) != Some(Datagram::Channel) {
-            other.push((from, datagram.to_vec()));
-            return;
-        }
-        match self.channels.open(datagram) {
-            Ok(opened) => {
-                if let Some(id) = opened.first {
-                    let Pair { local, peer } = opened.pair;
-                    self.offer(1, FromWorker::ChannelUsed { local, peer, id });
-                }
-                let start = place.start;
-                let plain = start + opened.place.start..start + opened.place.end;
-                self.take_plain(opened.pair, plain, from);
+        if carries_channel(datagram) {
+            match self.channels.open_frame(datagram) {
+                Ok(opened) => self.take_opened(&opened, place.start, None),
+                Err(Unopened::Dropped(reason)) => self.seen.drops.count(reason),
+                Err(Unopened::Stray(pair)) => self.take_stray(pair),
             }
-            Err(reason) => self.seen.drops.count(reason),
+        } else if Datagram::classify(datagram) == Some(Datagram::Channel) {
+            if self.switch.is_hidden() {
+                self.seen.drops.count(DropReason::ChannelUnknown);
+                return;
+            }
+            match self.channels.open(datagram) {
+                Ok(opened) => self.take_opened(&opened, place.start, Some(from)),
+                Err(reason) => self.seen.drops.count(reason),
+            }
+        } else {
+            other.push((from, datagram.to_vec()));
         }
     }
 
+    /// Takes that a packet to an unknown channel came by a gateway; the engine hears of it.
+    fn take_stray(&mut self, pair: Pair) {
+        self.seen.drops.count(DropReason::ChannelUnknown);
+        // Whom else a gateway names is remembered nowhere.
+        if self.switch.peers().contains_key(&pair) {
+            self.channels.note_unknown(pair);
+        }
+    }
+
+    /// Takes a packet that opened in the datagram at `start`; `from` is None when it was relayed.
+    fn take_opened(&mut self, opened: &Opened, start: usize, from: Option<SocketAddr>) {
+        if let Some(id) = opened.first {
+            let Pair { local, peer } = opened.pair;
+            self.offer(1, FromWorker::ChannelUsed { local, peer, id });
+        }
+        let plain = start + opened.place.start..start + opened.place.end;
+        self.take_plain(opened.pair, plain, from);
+    }
+
     /// Takes a packet that a channel brought.
-    fn take_plain(&mut self, pair: Pair, place: Range<usize>, from: SocketAddr) {
+    fn take_plain(&mut self, pair: Pair, place: Range<usize>, from: Option<SocketAddr>) {
         let packet = self.received.get(place.clone()).unwrap_or_default();
         self.channels.note_received(pair, packet.len() as u64, from);
         match self.switch.inbound(pair, packet, self.now) {

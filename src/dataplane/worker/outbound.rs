@@ -8,12 +8,12 @@ use nix::{
     unistd,
 };
 
-use crate::dataplane::crypt::OVERHEAD;
 use crate::dataplane::offload::{VIRTIO, VirtioHeader, split};
 use crate::dataplane::queue::{FromWorker, OutPacket};
 use crate::dataplane::switch::Outbound;
 use crate::dataplane::tables::Realm;
 use crate::dataplane::worker::{BATCH, UDP, Worker, tun_interest};
+use crate::engine::channel::Volume;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
 use crate::wire::drop::DropReason;
@@ -88,7 +88,7 @@ impl Worker {
         end: usize,
         slow: &mut Vec<OutPacket>,
     ) {
-        let Some((sealer, to)) = self.channels.sealer(&pair) else {
+        let Some((sealer, way)) = self.channels.sealer(&pair) else {
             let packets = self.pieces(pair, header, end);
             for packet in &packets {
                 self.seen.tun_in.count(packet.bytes.len());
@@ -98,13 +98,14 @@ impl Worker {
         };
         let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
         let (seen, batches) = (&mut self.seen, &mut self.batches);
-        let (mut packets, mut bytes) = (0, 0);
+        let (to, is_relayed) = (way.to(), way.is_relayed());
+        let mut sealed = Volume::default();
         let split = split(header, packet, |piece| {
-            let size = piece.len() + OVERHEAD;
-            if sealer.seal(piece, batches.place(pair, to, size)) {
+            let size = piece.len() + way.overhead();
+            if way.seal(sealer, piece, batches.place(pair, to, size)) {
                 seen.tun_in.count(piece.len());
-                packets += 1;
-                bytes += piece.len() as u64;
+                sealed.packets += 1;
+                sealed.bytes += piece.len() as u64;
             } else {
                 batches.unplace(size);
                 seen.drops.count(DropReason::NoSession);
@@ -113,7 +114,8 @@ impl Worker {
         if let Err(reason) = split {
             self.seen.drops.count(reason);
         }
-        self.channels.note_sent(pair, packets, bytes);
+        let relayed = if is_relayed { sealed.packets } else { 0 };
+        self.channels.note_sent(pair, sealed, relayed);
         if self.batches.is_due() {
             self.flush_due();
         }

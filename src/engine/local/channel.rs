@@ -1,10 +1,14 @@
 //! An agent's data channels to its peers.
 
+use std::sync::Arc;
+
 use zeroize::Zeroizing;
 
 use crate::engine::{
+    attach::Attachment,
     channel::{ChannelConfig, End, Ends, Passed},
-    event::{ChannelEvent, Out, Time},
+    event::{ChannelEvent, HopEvent, Out, Time},
+    hop::Hop,
     local::Local,
     membership::Trusted,
 };
@@ -15,10 +19,9 @@ impl Local {
     /// Takes what packets may be sealed with past the sessions.
     pub(crate) fn set_suites(&mut self, suites: Suites, out: &mut Out) {
         self.suites = suites;
-        let usable = self.usable_suites();
         for address in self.peers.keys().copied().collect::<Vec<_>>() {
             if let Some(peer) = self.peers.get_mut(&address) {
-                peer.set_suites(usable);
+                peer.set_suites(suites);
             }
             self.drain_channel(address, out);
         }
@@ -26,10 +29,12 @@ impl Local {
 
     /// Takes what went past the sessions.
     pub(crate) fn handle_passed(&mut self, passed: &Passed, time: Time, out: &mut Out) {
-        if passed.received.packets > 0
-            && let Some(attachment) = &mut self.attachment
-        {
-            attachment.note_traffic(time.now);
+        if let Some(attachment) = &mut self.attachment {
+            let (sent, received) = passed.relayed;
+            attachment.note_passed(sent, received, time.now);
+            if passed.received.packets > 0 {
+                attachment.note_traffic(time.now);
+            }
         }
         self.with_peer(passed.peer, time, out, |peer, made| {
             peer.handle_passed(passed, time.now, made);
@@ -67,7 +72,7 @@ impl Local {
         ChannelConfig {
             is_low: ends.low == own,
             ends,
-            suites: self.usable_suites(),
+            suites: self.suites,
             index,
             seed: Zeroizing::new(hash(&[b"agentnet channel seed", seed])),
         }
@@ -94,12 +99,22 @@ impl Local {
         }
     }
 
-    /// Channels carry what goes directly; where nothing may, there is no use for one.
-    const fn usable_suites(&self) -> Suites {
-        if self.mode.seeks() {
-            self.suites
-        } else {
-            Suites::NONE
+    /// Tells whoever seals by which hop frames go, if that is another one than it was told of.
+    pub(super) fn share_hop(&mut self, out: &mut Out) {
+        let hop = self.attachment.as_ref().and_then(Attachment::hop);
+        let (old, new) = (self.shared.as_ref(), hop.and_then(Hop::ids));
+        let is_same = match (old, new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if is_same {
+            return;
         }
+        out.hops.push_back(HopEvent {
+            local: self.address,
+            hop: hop.and_then(Hop::share),
+        });
+        self.shared = new.cloned();
     }
 }

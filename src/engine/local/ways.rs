@@ -60,7 +60,6 @@ impl Local {
     pub(crate) fn set_mode(&mut self, mode: Mode, time: Time, out: &mut Out) {
         self.mode = mode;
         self.with_all_paths(time, out, |path| path.set_mode(mode, time.now));
-        self.set_suites(self.suites, out);
     }
 
     /// Takes that our network changed: gateway and peers are told where we are now.

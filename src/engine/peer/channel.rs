@@ -79,6 +79,10 @@ impl Peer {
             let from = passed.from.map(Path::Direct).unwrap_or(Path::Relay);
             self.path.handle_authenticated(from, true, now);
         }
+        if passed.unknown > 0 {
+            // The gateway is believed that they are this peer's: it has a channel that we lost.
+            self.unknown_session(now, out);
+        }
         let bytes = passed.sent.bytes.saturating_add(passed.received.bytes);
         self.channel.handle_bytes(bytes, now);
         self.drain(now, out);
@@ -91,7 +95,8 @@ impl Peer {
         }
         let route = match self.path.current() {
             Some(Path::Direct(endpoint)) => Route::Direct(endpoint),
-            Some(Path::Relay) | None => Route::Engine,
+            Some(Path::Relay) => Route::Relayed,
+            None => Route::Engine,
         };
         let route = self.channel.is_live().then_some(route);
         if self.routed == route {
