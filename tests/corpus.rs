@@ -49,7 +49,7 @@ macro_rules! targets {
 }
 
 targets! {
-    chain dns engine gateway http message packet session settings state statement stun text tls
+    chain channel dns engine gateway http message packet session settings state statement stun text tls
 }
 
 /// Targets, their files, their corpora and the tests here are the same list, and the whole is small.

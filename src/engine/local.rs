@@ -3,7 +3,12 @@ mod tell;
 mod ways;
 mod wireguard;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 use zeroize::Zeroizing;
 
@@ -11,6 +16,7 @@ use crate::engine::{
     attach::{Attachment, Inbound},
     event::{Event, Out, Packet, Time, Transmit},
     hop::FrameIds,
+    installed::{Install, Installed},
     membership::{Membership, Refused, Trusted},
     path::{Mode, Path},
     peer::{Peer, PeerConfig, PeerOutput},
@@ -41,9 +47,9 @@ pub(crate) struct Local {
     pub(crate) gateway: Option<(Did, TunnelKey)>,
     /// When the attachment was last made or lost; None until a gateway is known.
     pub(crate) gateway_since: Option<Instant>,
-    pub(crate) peers: BTreeMap<OverlayIp, Peer>,
+    pub(crate) peers: Installed<Peer>,
     /// Installed peers that speak only WireGuard.
-    pub(crate) wireguard: BTreeMap<OverlayIp, PlainPeer>,
+    pub(crate) wireguard: Installed<PlainPeer>,
     /// Probes without an answer: to whom, when, and which way.
     probes: BTreeMap<u64, (OverlayIp, Instant, Path)>,
     mode: Mode,
@@ -87,8 +93,8 @@ impl Local {
             attachment: None,
             gateway: None,
             gateway_since: None,
-            peers: BTreeMap::new(),
-            wireguard: BTreeMap::new(),
+            peers: Installed::default(),
+            wireguard: Installed::default(),
             probes: BTreeMap::new(),
             mode,
             suites: Suites::NONE,
@@ -139,8 +145,11 @@ impl Local {
             self.peers.remove(&address);
             changed = true;
         }
+        let keys = self.peers.values().map(|peer| peer.trusted().tunnel);
+        let mut held = keys.collect::<BTreeSet<_>>();
+        held.insert(self.membership.tunnel.public());
         for trusted in trusted {
-            changed |= self.install_one(trusted, time.now, &mut fresh);
+            changed |= self.install_one(trusted, &mut held, time.now, &mut fresh);
         }
         changed |= self.install_wireguard(time, &mut fresh);
         self.note_holdings(time.now);
@@ -153,22 +162,19 @@ impl Local {
     fn install_one(
         &mut self,
         trusted: Trusted,
+        held: &mut BTreeSet<TunnelKey>,
         now: Instant,
         fresh: &mut impl FnMut() -> (u32, Zeroizing<[u8; 32]>),
     ) -> bool {
         let address = trusted.member.address;
-        // Of two identities claiming one tunnel key, the one that is installed keeps it.
-        let taken = self
-            .peers
-            .values()
-            .any(|peer| peer.trusted().tunnel == trusted.tunnel && peer.address() != address);
-        if taken || trusted.tunnel == self.membership.tunnel.public() {
-            return false;
-        }
         if let Some(peer) = self.peers.get_mut(&address) {
             let same_filter = peer.trusted().inbound == trusted.inbound;
             peer.update(trusted);
             return !same_filter;
+        }
+        // Of two identities claiming one tunnel key, the one that is installed keeps it.
+        if !held.insert(trusted.tunnel) {
+            return false;
         }
         let (index, seed) = fresh();
         let config = PeerConfig {
@@ -469,11 +475,11 @@ impl Local {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let peers = self.peers.values().filter_map(Peer::poll_timeout);
+        let peers = self.peers.poll_timeout().into_iter();
         let withheld = self.withheld.poll_timeout();
         peers
             .chain(self.attachment.as_ref().and_then(Attachment::poll_timeout))
-            .chain(self.wireguard_timeout())
+            .chain(self.wireguard.poll_timeout())
             .chain(withheld.map(|at| (at, "what the registry keeps back")))
             .min()
     }
@@ -486,13 +492,7 @@ impl Local {
         if before && !self.is_attached() {
             self.gateway_since = Some(time.now);
         }
-        let due = |(address, peer): (&OverlayIp, &Peer)| {
-            peer.poll_timeout()
-                .is_some_and(|(at, _)| at <= time.now)
-                .then_some(*address)
-        };
-        let due = self.peers.iter().filter_map(due).collect::<Vec<_>>();
-        for address in due {
+        for address in self.peers.due(time.now) {
             let mut made = Vec::new();
             if let Some(peer) = self.peers.get_mut(&address) {
                 peer.handle_timeout(time.now, &mut made);

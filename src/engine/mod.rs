@@ -12,6 +12,7 @@ mod event;
 mod gossip;
 mod hear;
 pub mod hop;
+mod installed;
 pub(crate) mod limits;
 mod local;
 pub mod membership;

@@ -10,6 +10,7 @@ use std::{
 use crate::engine::{
     channel::{ChannelAgent, ChannelConfig, Route},
     gossip::Gossip,
+    installed::Install,
     limits::Bucket,
     membership::Trusted,
     path::{Mode, Path, PathAgent},
@@ -143,6 +144,28 @@ pub(crate) struct Peer {
     message: u32,
 }
 
+impl Install for Peer {
+    fn index(&self) -> u32 {
+        self.session.index()
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let retry = self.handshake.map(|h| (h.retry_at, "handshake retry"));
+        let silence = match self.handshake {
+            None => self.unanswered.map(|at| (at + SILENCE, "peer is silent")),
+            Some(_) => None,
+        };
+        let elsewhere = self.elsewhere.map(|at| (at, "rekey by the gateways"));
+        let (session, path) = (self.session.poll_timeout(), self.path.poll_timeout());
+        let gossip = self.gossip_timeout().map(|at| (at, "gossip"));
+        let channel = self.channel_timeout();
+        [retry, silence, elsewhere, session, path, gossip, channel]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
 impl Peer {
     pub(crate) fn new(trusted: Trusted, config: PeerConfig, now: Instant) -> Self {
         let (peer, psk) = (trusted.tunnel, Some(trusted.psk));
@@ -212,10 +235,6 @@ impl Peer {
     /// Returns when user data last went either way; None before any.
     pub(crate) fn last_data(&self) -> Option<Instant> {
         self.session.last_received().max(self.session.last_sent())
-    }
-
-    pub(crate) fn index(&self) -> u32 {
-        self.session.index()
     }
 
     /// Seals a packet, or keeps it until there is a session.
@@ -383,22 +402,6 @@ impl Peer {
             self.unknown = Some(now);
             self.begin(now, out);
         }
-    }
-
-    pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let retry = self.handshake.map(|h| (h.retry_at, "handshake retry"));
-        let silence = match self.handshake {
-            None => self.unanswered.map(|at| (at + SILENCE, "peer is silent")),
-            Some(_) => None,
-        };
-        let elsewhere = self.elsewhere.map(|at| (at, "rekey by the gateways"));
-        let (session, path) = (self.session.poll_timeout(), self.path.poll_timeout());
-        let gossip = self.gossip_timeout().map(|at| (at, "gossip"));
-        let channel = self.channel_timeout();
-        [retry, silence, elsewhere, session, path, gossip, channel]
-            .into_iter()
-            .flatten()
-            .min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {

@@ -9,6 +9,7 @@ mod gateway;
 mod gossip;
 mod hostile;
 mod lessons;
+mod many;
 mod motion;
 mod network;
 mod pair;

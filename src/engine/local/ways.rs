@@ -9,7 +9,6 @@ use crate::engine::{
     path::{Mode, PathAgent},
     peer::{Peer, PeerOutput},
     session::initiator,
-    wireguard::PlainPeer,
 };
 use crate::id::{OverlayIp, TunnelKey};
 use crate::wire::candidate::{Candidate, Kind};
@@ -150,13 +149,9 @@ impl Local {
 
     /// Finds the peer whose session has this index; None when we ignore what comes directly.
     pub(crate) fn peer_by_index(&self, index: u32) -> Option<OverlayIp> {
-        let mut peers = self.direct_peers();
-        let found = peers.find(|peer| peer.index() == index >> 8);
-        let mut plain = self.wireguard.values();
-        found.map(Peer::address).or_else(|| {
-            let found = plain.find(|peer| peer.index() == index >> 8);
-            found.map(PlainPeer::address)
-        })
+        let agent = self.peers.by_index(index >> 8);
+        let agent = agent.filter(|_| self.mode != Mode::Hidden);
+        agent.or_else(|| self.wireguard.by_index(index >> 8))
     }
 
     /// Finds the installed peer that a handshake initiation claims to be from.

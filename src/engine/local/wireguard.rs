@@ -1,6 +1,6 @@
 //! An agent's peers that speak only WireGuard.
 
-use std::{net::SocketAddr, time::Instant};
+use std::net::SocketAddr;
 
 use zeroize::Zeroizing;
 
@@ -23,20 +23,27 @@ impl Local {
         fresh: &mut impl FnMut() -> (u32, Zeroizing<[u8; 32]>),
     ) -> bool {
         let (wanted, own) = self.wanted_wireguard(time.unix);
-        let before = self.wireguard.len();
-        self.wireguard
-            .retain(|_, peer| wanted.iter().any(|kept| kept == peer.kept()));
-        let mut changed = self.wireguard.len() != before;
+        let stays = |peer: &PlainPeer| wanted.iter().any(|kept| kept == peer.kept());
+        let gone = self.wireguard.values().filter(|peer| !stays(peer));
+        let gone = gone.map(PlainPeer::address).collect::<Vec<_>>();
+        for address in &gone {
+            self.wireguard.remove(address);
+        }
+        let mut changed = !gone.is_empty();
         let Some((ports, until)) = own else {
             return changed;
         };
         for kept in wanted {
             let (address, allow) = (kept.address, kept.allow.clone());
-            let secret = &self.membership.tunnel;
-            let make = || PlainPeer::new(kept, secret, fresh().0, time.now);
-            let peer = self.wireguard.entry(address).or_insert_with(make);
+            if !self.wireguard.contains_key(&address) {
+                let secret = &self.membership.tunnel;
+                let peer = PlainPeer::new(kept, secret, fresh().0, time.now);
+                self.wireguard.insert(address, peer);
+            }
             let inbound = std::iter::once(allow).chain(ports.iter().cloned());
-            changed |= peer.update(inbound.collect(), until);
+            if let Some(peer) = self.wireguard.get_mut(&address) {
+                changed |= peer.update(inbound.collect(), until);
+            }
         }
         changed
     }
@@ -105,15 +112,8 @@ impl Local {
         }
     }
 
-    pub(super) fn wireguard_timeout(&self) -> Option<(Instant, &'static str)> {
-        let peers = self.wireguard.values();
-        peers.filter_map(PlainPeer::poll_timeout).min()
-    }
-
     pub(super) fn handle_wireguard_timeout(&mut self, time: Time, out: &mut Out) {
-        let is_due = |peer: &PlainPeer| peer.poll_timeout().is_some_and(|(at, _)| at <= time.now);
-        let due = self.wireguard.values().filter(|peer| is_due(peer));
-        for address in due.map(PlainPeer::address).collect::<Vec<_>>() {
+        for address in self.wireguard.due(time.now) {
             let mut made = Vec::new();
             if let Some(peer) = self.wireguard.get_mut(&address) {
                 peer.handle_timeout(time.now, &mut made);
@@ -124,9 +124,8 @@ impl Local {
 
     /// Finds the peer that a cookie reply from `from` to session `index` is of: whom we asked there.
     pub(crate) fn wireguard_by_cookie(&self, index: u32, from: SocketAddr) -> Option<OverlayIp> {
-        let mut peers = self.wireguard.values();
-        let is_asked =
-            |peer: &&PlainPeer| peer.index() == index >> 8 && peer.endpoint() == Some(from);
-        peers.find(is_asked).map(PlainPeer::address)
+        let address = self.wireguard.by_index(index >> 8)?;
+        let peer = self.wireguard.get(&address)?;
+        (peer.endpoint() == Some(from)).then_some(address)
     }
 }

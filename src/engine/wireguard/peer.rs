@@ -6,6 +6,7 @@ use std::{
 
 use crate::engine::{
     PeerState, PeerStats,
+    installed::Install,
     session::{Opened, Session, SessionKeys},
     wireguard::{WireGuard, is_inside},
 };
@@ -55,6 +56,17 @@ pub(crate) struct PlainPeer {
     /// None while no handshake of ours is under way.
     handshake: Option<Handshake>,
     stats: PeerStats,
+}
+
+impl Install for PlainPeer {
+    fn index(&self) -> u32 {
+        self.session.index()
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let retry = self.handshake.map(|h| (h.retry_at, "handshake retry"));
+        retry.into_iter().chain(self.session.poll_timeout()).min()
+    }
 }
 
 impl PlainPeer {
@@ -109,10 +121,6 @@ impl PlainPeer {
 
     pub(crate) const fn stats(&self) -> PeerStats {
         self.stats
-    }
-
-    pub(crate) fn index(&self) -> u32 {
-        self.session.index()
     }
 
     pub(crate) fn state(&self, now: Instant) -> PeerState {
@@ -220,12 +228,6 @@ impl PlainPeer {
             // One that does not go is lost, as on any wire.
             let _lost = self.send(&packet, now, out);
         }
-    }
-
-    /// Returns when `handle_timeout` is due and why; None when nothing is.
-    pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let retry = self.handshake.map(|h| (h.retry_at, "handshake retry"));
-        retry.into_iter().chain(self.session.poll_timeout()).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut Vec<PlainOutput>) {

@@ -465,7 +465,7 @@ fn head(subject: agentnet::id::Did, time: Time) -> Head {
 }
 
 /// Puts the header of control messages before any bytes.
-fn control(body: &[u8]) -> Vec<u8> {
+pub(super) fn control(body: &[u8]) -> Vec<u8> {
     let length = u16::try_from(body.len()).expect("a chunk is short");
     let mut packet = vec![0x60, 0, 0, 0];
     packet.extend(length.to_be_bytes());
@@ -499,7 +499,7 @@ fn candidates(input: &mut Input<'_>, n: u8) -> Vec<u8> {
     control(&body)
 }
 
-fn udp(from: OverlayIp, to: OverlayIp, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp(from: OverlayIp, to: OverlayIp, payload: &[u8]) -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ipv6(from.ip().octets(), to.ip().octets(), 64);
     let mut packet = Vec::new();
     let written = builder.udp(5000, 8000).write(&mut packet, payload);

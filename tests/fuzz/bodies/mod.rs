@@ -5,6 +5,7 @@
 //! as the same, and reading takes memory in proportion.
 
 mod chain;
+mod channel;
 #[path = "../../sim/clock.rs"]
 #[expect(dead_code, reason = "no clock is wrong here")]
 mod clock;
@@ -33,6 +34,7 @@ pub(crate) type Target = (&'static str, &'static [Body]);
 /// Every target; each has a file in `fuzz_targets` and a folder in `corpus`.
 pub(crate) const TARGETS: &[Target] = &[
     ("chain", &[chain::chain]),
+    ("channel", &[channel::channel]),
     ("dns", &[wire::dns]),
     ("engine", &[engine::engine]),
     ("gateway", &[gateway::gateway]),
