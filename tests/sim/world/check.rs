@@ -259,6 +259,7 @@ impl Play {
             let engine = host.engine.as_ref();
             if !engine.is_some_and(|engine| engine.has_peer(host.local, other)) {
                 self.paths.fresh.remove(&link(at, peer));
+                self.paths.proven.remove(&link(at, peer));
             }
         }
     }

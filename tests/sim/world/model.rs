@@ -161,7 +161,7 @@ pub(crate) struct Model {
     pub(crate) asked: BTreeMap<(usize, usize), Asked>,
     /// Whose tunnel key who surely knows: observer and agent, and which.
     keys: BTreeMap<(usize, usize), u8>,
-    /// The earliest end of an agent's admission that an observer may know.
+    /// The earliest end of an agent's membership that an observer may know.
     ends: BTreeMap<(usize, usize), Instant>,
     /// Who surely knows of which agent that it is revoked.
     knows_revoked: BTreeSet<(usize, usize)>,
@@ -413,7 +413,7 @@ impl Model {
         });
         if is_linked && (is_shown || has_asked) {
             self.keys.insert((observer, agent), found.joins);
-            self.ends.insert((observer, agent), found.ends.0);
+            self.ends.insert((observer, agent), found.own_ends().0);
         }
     }
 
@@ -434,7 +434,7 @@ impl Model {
             return Belief::No;
         }
         let mut ends = found.own_ends();
-        if observer != agent && matches!(found.life, Life::Admitted { .. }) {
+        if observer != agent {
             let known = self.ends.get(&(observer, agent)).copied();
             ends.0 = known.unwrap_or(self.start);
         }

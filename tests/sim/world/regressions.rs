@@ -102,6 +102,14 @@ fn a_request_ends_with_the_membership_it_was_made_in() {
     holds(&[ASK, pass, pass, leave, join, ANSWER]);
 }
 
+/// A grant made anew is not known to others before the registry brings it.
+#[test]
+fn who_joins_again_by_a_new_grant_is_a_member_once_that_is_told() {
+    let (leave, join) = (Leave { agent: 0 }, Join { agent: 0 });
+    let pass = Pass { seconds: 3600 };
+    holds(&[ASK, ANSWER, pass, pass, leave, StopRegistry, join]);
+}
+
 /// Requests that crossed twice are answered twice, each with what was offered against it.
 #[test]
 fn a_request_made_anew_while_another_crosses_is_answered() {
