@@ -57,7 +57,7 @@ impl Show for PathReport {
             text.push_str(&format!("\nnamed to the peer: {own}"));
         }
         let mut table = Table::new([
-            "PATH", "STATE", "FAMILY", "LOCAL", "REMOTE", "RTT", "LOSS", "LAST IN",
+            "PATH", "STATE", "FAMILY", "LOCAL", "REMOTE", "RTT", "LOSS", "MTU", "LAST IN",
         ]);
         for pair in &self.pairs {
             table.row(self.row(pair));
@@ -69,7 +69,7 @@ impl Show for PathReport {
 }
 
 impl PathReport {
-    fn row(&self, pair: &PathPair) -> [String; 8] {
+    fn row(&self, pair: &PathPair) -> [String; 9] {
         let dash = || "-".to_owned();
         let mut state = pair.state.as_str().to_owned();
         if let Some(end) = pair.penalized_until {
@@ -86,6 +86,7 @@ impl PathReport {
             named(pair.remote.as_ref()),
             pair.rtt_ms.map_or_else(dash, millis),
             pair.loss_percent.map_or_else(dash, |n| format!("{n} %")),
+            pair.mtu.map_or_else(dash, |n| n.to_string()),
             ago_or_never(self.now, pair.last_inbound),
         ]
     }

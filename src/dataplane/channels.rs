@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, ops::Range};
 
+use crate::dataplane::aead::Library;
 use crate::dataplane::crypt::{Opener, Sealer};
 use crate::dataplane::relay::{Hops, Way};
 use crate::engine::HopEvent;
@@ -30,11 +31,14 @@ pub(super) enum Unopened {
 }
 
 /// All channels of the node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Channels {
+    library: Library,
     hops: Hops,
     incoming: BTreeMap<u32, Incoming>,
     outgoing: BTreeMap<Pair, Outgoing>,
+    /// The largest packet that passes to a peer, of those of which it was told.
+    mtus: BTreeMap<Pair, usize>,
     passed: BTreeMap<Pair, Passed>,
 }
 
@@ -55,10 +59,28 @@ struct Outgoing {
 }
 
 impl Channels {
+    /// Makes a table without channels, whose AES-256-GCM is done by `library`.
+    pub(super) fn new(library: Library) -> Self {
+        Self {
+            library,
+            hops: Hops::default(),
+            incoming: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            mtus: BTreeMap::new(),
+            passed: BTreeMap::new(),
+        }
+    }
+
     /// Takes a change of the channels between `pair`.
     pub(super) fn change(&mut self, pair: Pair, change: ChannelChange) {
         match change {
             ChannelChange::New(new) => self.add(pair, &new),
+            ChannelChange::Mtu(Some(mtu)) => {
+                self.mtus.insert(pair, usize::from(mtu));
+            }
+            ChannelChange::Mtu(None) => {
+                self.mtus.remove(&pair);
+            }
             ChannelChange::Route(route) => {
                 if let Some(outgoing) = self.outgoing.get_mut(&pair) {
                     outgoing.route = route;
@@ -81,8 +103,8 @@ impl Channels {
     }
 
     fn add(&mut self, pair: Pair, new: &NewChannel) {
-        let opener = Opener::new(new.suite, &new.open);
-        let sealer = Sealer::new(new.suite, &new.seal, new.remote);
+        let opener = Opener::new(new.suite, &new.open, self.library);
+        let sealer = Sealer::new(new.suite, &new.seal, new.remote, self.library);
         let incoming = Incoming {
             pair,
             opener,
@@ -114,6 +136,7 @@ impl Channels {
     pub(super) fn retain(&mut self, is_kept: impl Fn(&Pair) -> bool) {
         self.incoming.retain(|_, channel| is_kept(&channel.pair));
         self.outgoing.retain(|pair, _| is_kept(pair));
+        self.mtus.retain(|pair, _| is_kept(pair));
         self.passed.retain(|pair, _| is_kept(pair));
     }
 
@@ -128,6 +151,11 @@ impl Channels {
         };
         let sealer = outgoing.sealers.get_mut(&outgoing.sending?)?;
         Some((sealer, way))
+    }
+
+    /// Returns the largest packet that passes to `pair`'s peer; None when nothing is known of it.
+    pub(super) fn mtu(&self, pair: &Pair) -> Option<usize> {
+        self.mtus.get(pair).copied()
     }
 
     /// Opens the packet that a frame carries, in place.
@@ -253,7 +281,7 @@ mod tests {
 
     /// Two peers with channels that are in use.
     fn channels() -> Channels {
-        let mut channels = Channels::default();
+        let mut channels = Channels::new(Library::AwsLc);
         for (peer, id, key) in [(2, 20, 2), (3, 30, 3)] {
             channels.change(pair(peer), new(id, key));
             channels.change(pair(peer), ChannelChange::Route(Route::Direct(to())));
@@ -295,7 +323,7 @@ mod tests {
 
     #[test]
     fn nothing_is_sealed_before_it_may_be_nor_after_the_end() {
-        let mut channels = Channels::default();
+        let mut channels = Channels::new(Library::AwsLc);
         channels.change(pair(2), new(20, 2));
         assert!(channels.sealer(&pair(2)).is_none());
         channels.change(pair(2), ChannelChange::Send(20));

@@ -2,10 +2,7 @@
 
 use std::{fmt, ops::Range};
 
-use aws_lc_rs::aead::{
-    AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
-};
-
+use crate::dataplane::aead::{Key, Library, NONCE};
 use crate::engine::channel::DataKey;
 use crate::engine::window::ReplayWindow;
 use crate::wire::channel::{HEADER, Suite, TAG, header, parse};
@@ -17,36 +14,27 @@ pub(super) const OVERHEAD: usize = HEADER + TAG;
 /// Packets that one key seals; the engine replaces a channel long before.
 const MAX_PACKETS: u64 = 1 << 40;
 
-fn key(suite: Suite, key: &DataKey) -> LessSafeKey {
-    let algorithm = match suite {
-        Suite::Aes256Gcm => &AES_256_GCM,
-        Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-    };
-    let key = UnboundKey::new(algorithm, key.as_bytes()).expect("both take keys of 32 bytes");
-    LessSafeKey::new(key)
-}
-
 /// A nonce is used once: counters only rise, and no two objects have one key.
-fn nonce(counter: u64) -> Nonce {
-    let mut nonce = [0; NONCE_LEN];
+fn nonce(counter: u64) -> [u8; NONCE] {
+    let mut nonce = [0; NONCE];
     if let Some(to) = nonce.last_chunk_mut() {
         *to = counter.to_le_bytes();
     }
-    Nonce::assume_unique_for_key(nonce)
+    nonce
 }
 
 /// Seals for one channel. It is made once from its key and not cloned, so no counter comes twice.
 pub(super) struct Sealer {
-    key: LessSafeKey,
+    key: Key,
     channel: u32,
     next: u64,
 }
 
 impl Sealer {
     /// Makes the sealer of the peer's channel `channel`.
-    pub(super) fn new(suite: Suite, secret: &DataKey, channel: u32) -> Self {
+    pub(super) fn new(suite: Suite, secret: &DataKey, channel: u32, library: Library) -> Self {
         Self {
-            key: key(suite, secret),
+            key: Key::new(suite, secret, library),
             channel,
             next: 0,
         }
@@ -62,10 +50,7 @@ impl Sealer {
         let head = header(self.channel, counter);
         let (to, body) = out.split_at_mut(HEADER);
         to.copy_from_slice(&head);
-        let (sealed, tag) = body.split_at_mut(plain.len());
-        self.key
-            .seal_out_of_place_scatter(nonce(counter), Aad::from(head), plain, sealed, &[], tag)
-            .is_ok()
+        self.key.seal(nonce(counter), &head, plain, body)
     }
 }
 
@@ -77,14 +62,14 @@ impl fmt::Debug for Sealer {
 
 /// Opens for one channel.
 pub(super) struct Opener {
-    key: LessSafeKey,
+    key: Key,
     window: ReplayWindow,
 }
 
 impl Opener {
-    pub(super) fn new(suite: Suite, secret: &DataKey) -> Self {
+    pub(super) fn new(suite: Suite, secret: &DataKey, library: Library) -> Self {
         Self {
-            key: key(suite, secret),
+            key: Key::new(suite, secret, library),
             window: ReplayWindow::new(),
         }
     }
@@ -95,10 +80,8 @@ impl Opener {
         let (head, body) = packet
             .split_first_chunk_mut::<HEADER>()
             .ok_or(DropReason::DatagramMalformed)?;
-        let opened = self
-            .key
-            .open_in_place(nonce(counter), Aad::from(*head), body);
-        let length = opened.map_err(|_| DropReason::ChannelInvalid)?.len();
+        let opened = self.key.open(nonce(counter), head, body);
+        let length = opened.ok_or(DropReason::ChannelInvalid)?;
         self.window
             .take(counter)
             .ok_or(DropReason::ChannelInvalid)?;
@@ -122,8 +105,8 @@ mod tests {
     fn pair(suite: Suite) -> (Sealer, Opener) {
         let key = data_key([7; 32]);
         (
-            Sealer::new(suite, &key, 0x0a0b_0c0d),
-            Opener::new(suite, &key),
+            Sealer::new(suite, &key, 0x0a0b_0c0d, Library::AwsLc),
+            Opener::new(suite, &key, Library::Ring),
         )
     }
 
@@ -165,8 +148,8 @@ mod tests {
         let (mut sealer, _) = pair(Suite::Aes256Gcm);
         let packet = seal(&mut sealer, b"packet");
         let mut others = [
-            Opener::new(Suite::Aes256Gcm, &data_key([8; 32])),
-            Opener::new(Suite::ChaCha20Poly1305, &data_key([7; 32])),
+            Opener::new(Suite::Aes256Gcm, &data_key([8; 32]), Library::AwsLc),
+            Opener::new(Suite::ChaCha20Poly1305, &data_key([7; 32]), Library::AwsLc),
         ];
         for other in &mut others {
             let opened = other.open(&mut packet.clone());
@@ -211,7 +194,7 @@ mod tests {
             (Suite::Aes256Gcm, "packet_aes_256_gcm"),
             (Suite::ChaCha20Poly1305, "packet_chacha20_poly1305"),
         ] {
-            let mut sealer = Sealer::new(suite, &key, 0x0506_0708);
+            let mut sealer = Sealer::new(suite, &key, 0x0506_0708, Library::Ring);
             sealer.next = 7;
 
             assert_eq!(seal(&mut sealer, &bytes("plain")), bytes(name), "{suite}");

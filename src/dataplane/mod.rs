@@ -3,11 +3,14 @@
 //! One thread owns the TUN devices and the UDP socket. It decides what may pass by the [`Tables`]
 //! the engine publishes, and exchanges batches with the engine over bounded queues.
 
+mod aead;
 mod batch;
 mod channels;
 mod counters;
 mod crypt;
+mod halves;
 mod ids;
+mod memo;
 mod offload;
 mod queue;
 mod relay;

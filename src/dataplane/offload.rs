@@ -13,4 +13,4 @@ mod tests;
 
 pub(super) use header::{VIRTIO, VirtioHeader};
 pub(super) use merge::{Merger, Run, Takes};
-pub(super) use split::split;
+pub(super) use split::{DEFAULT_MTU, Unfit, clamp, split};

@@ -95,6 +95,7 @@ pub(super) enum Command {
     RemoveTun(OverlayIp, oneshot::Sender<()>),
     Resume(Vec<OutPacket>),
     Send(Vec<(SocketAddr, Vec<u8>)>),
+    SendWhole(SocketAddr, Vec<u8>),
     Shutdown,
 }
 
@@ -103,7 +104,7 @@ impl Command {
     fn packets(&self) -> usize {
         match self {
             Self::Deliver(packets) => packets.len(),
-            Self::Inject { .. } => 1,
+            Self::Inject { .. } | Self::SendWhole(..) => 1,
             Self::Resume(packets) => packets.len(),
             Self::Send(datagrams) => datagrams.len(),
             Self::AddTun { .. }
@@ -151,6 +152,11 @@ impl DataplaneHandle {
     /// Sends datagrams into the underlay.
     pub fn send(&self, datagrams: Vec<(SocketAddr, Vec<u8>)>) {
         self.submit(Command::Send(datagrams));
+    }
+
+    /// Sends a datagram that is never cut in fragments.
+    pub fn send_whole(&self, to: SocketAddr, bytes: Vec<u8>) {
+        self.submit(Command::SendWhole(to, bytes));
     }
 
     /// Delivers decrypted packets to local programs, if the filter lets them.

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::dataplane::memo::{Memo, PlainFlow};
 use crate::dataplane::tables::{PeerEntry, Realm, Tables};
 use crate::id::OverlayIp;
 use crate::policy::{Filter, Limits, Pair, TcpFlow, Verdict};
@@ -37,6 +38,10 @@ pub(super) struct Switch {
     removed: BTreeSet<Pair>,
     unknown: UnknownLimit,
     next_sweep: Instant,
+    /// Of the packets that came last, and that were sent last; each packet that is judged anew may
+    /// change what the other direction was told.
+    came: Memo,
+    sent: Memo,
 }
 
 impl Switch {
@@ -48,6 +53,8 @@ impl Switch {
             removed: BTreeSet::new(),
             unknown: UnknownLimit::new(now),
             next_sweep: now + SWEEP,
+            came: Memo::default(),
+            sent: Memo::default(),
         }
     }
 
@@ -63,6 +70,22 @@ impl Switch {
 
     /// Judges a packet read from a TUN of `realm`.
     pub(super) fn outbound(&mut self, realm: Realm, bytes: &[u8], now: Instant) -> Outbound {
+        let flow = PlainFlow::of(bytes);
+        if let Some(pair) = flow.and_then(|flow| self.sent.pair(&flow, now))
+            && self.tables.locals.get(&pair.local) == Some(&realm)
+        {
+            return Outbound::ToPeer(pair);
+        }
+        let judged = self.judge_outbound(realm, bytes, now);
+        self.came.note(None);
+        self.sent.note(match judged {
+            Outbound::ToPeer(pair) => flow.map(|flow| (pair, flow, now)),
+            Outbound::Drop(_) | Outbound::Reset(..) | Outbound::ToUnknown(_) => None,
+        });
+        judged
+    }
+
+    fn judge_outbound(&mut self, realm: Realm, bytes: &[u8], now: Instant) -> Outbound {
         self.sweep(now);
         let view = match Ipv6View::parse(bytes) {
             Ok(view) => view,
@@ -84,6 +107,18 @@ impl Switch {
 
     /// Judges a packet of a peer's session.
     pub(super) fn inbound(&mut self, pair: Pair, packet: &[u8], now: Instant) -> Verdict {
+        let flow = PlainFlow::of(packet);
+        if flow.is_some_and(|flow| self.came.knows(pair, &flow, now)) {
+            return Verdict::Pass;
+        }
+        let judged = self.judge_inbound(pair, packet, now);
+        self.sent.note(None);
+        let passed = flow.filter(|_| judged == Verdict::Pass);
+        self.came.note(passed.map(|flow| (pair, flow, now)));
+        judged
+    }
+
+    fn judge_inbound(&mut self, pair: Pair, packet: &[u8], now: Instant) -> Verdict {
         self.sweep(now);
         let Some(entry) = self.tables.peers.get(&pair) else {
             return Verdict::Drop(DropReason::NoPeer);
@@ -102,6 +137,8 @@ impl Switch {
     /// Puts `tables` in force and returns the resets of connections that end by it, with the
     /// agent whose TUN they go to.
     pub(super) fn publish(&mut self, tables: Tables, now: Instant) -> Vec<(OverlayIp, Vec<u8>)> {
+        self.came.note(None);
+        self.sent.note(None);
         let old = std::mem::replace(&mut self.tables, tables);
         let mut resets = Vec::new();
         for (pair, entry) in &old.peers {

@@ -16,15 +16,18 @@ use nix::{
 };
 use tokio::sync::mpsc;
 
+use crate::dataplane::aead::Library;
 use crate::dataplane::batch::Batches;
 use crate::dataplane::channels::Channels;
 use crate::dataplane::counters::Snapshot;
+use crate::dataplane::halves::Halves;
 use crate::dataplane::offload::{Merger, VIRTIO};
 use crate::dataplane::queue::{Command, Commands, DataplaneHandle, Device, FromWorker, channel};
 use crate::dataplane::switch::Switch;
 use crate::dataplane::tables::{Realm, Tables};
 use crate::id::OverlayIp;
 use crate::os::clock;
+use crate::os::cpu;
 use crate::os::udp::UdpPort;
 use crate::policy::Pair;
 use crate::wire::drop::DropReason;
@@ -41,6 +44,10 @@ const MAX_PACKET: usize = 65_536;
 
 /// Calls that receive before what came is handed on: as many runs of datagrams are merged at most.
 const RECEIVES: usize = 8;
+
+/// A device or socket that gave something so long ago is idle: one read is tried and then the rest
+/// waits for what that brought, so that a lone packet is on its way soonest.
+const IDLE: Duration = Duration::from_micros(200);
 
 /// How often the engine hears of what channels carried: often enough for it to notice within half
 /// a second that nothing comes back.
@@ -75,12 +82,14 @@ pub fn start(config: DataplaneConfig) -> io::Result<(DataplaneHandle, mpsc::Rece
         next_token: FIRST_TUN,
         lost: Vec::new(),
         switch: Switch::new(now),
-        channels: Channels::default(),
+        channels: Channels::new(library()),
         batches: Batches::default(),
         is_blocked: false,
         report_at: None,
         merger: Merger::default(),
+        halves: Halves::default(),
         now,
+        read_at: now,
         seen: Snapshot::default(),
         received: vec![0; MAX_PACKET * RECEIVES],
         read: vec![0; VIRTIO + MAX_PACKET],
@@ -90,6 +99,14 @@ pub fn start(config: DataplaneConfig) -> io::Result<(DataplaneHandle, mpsc::Rece
         .name("dataplane".to_owned())
         .spawn(move || worker.run())?;
     Ok((handle, from_worker))
+}
+
+fn library() -> Library {
+    if cpu::prefers_ring() {
+        Library::Ring
+    } else {
+        Library::AwsLc
+    }
 }
 
 /// What of a TUN wakes the worker.
@@ -121,8 +138,11 @@ struct Worker {
     /// When the engine is told what channels carried; None while they carry nothing.
     report_at: Option<Instant>,
     merger: Merger,
+    halves: Halves,
     /// Read once per wake-up and batch.
     now: Instant,
+    /// When the socket last gave anything.
+    read_at: Instant,
     seen: Snapshot,
     /// Datagrams of the underlay.
     received: Vec<u8>,
@@ -135,6 +155,8 @@ struct Tun {
     realm: Realm,
     token: u64,
     device: Device,
+    /// When it last gave anything.
+    read_at: Instant,
 }
 
 impl Worker {
@@ -151,7 +173,8 @@ impl Worker {
             };
             self.now = clock::now();
             // Commands first: a revocation does not wait behind packets.
-            if !self.obey() {
+            let has_commands = events.iter().take(count).any(|event| event.data() == WAKE);
+            if has_commands && !self.obey() {
                 return;
             }
             for event in events.iter().take(count) {
@@ -212,6 +235,10 @@ impl Worker {
                 }
                 Command::Resume(packets) => self.resume(packets),
                 Command::Send(datagrams) => self.send(&datagrams),
+                Command::SendWhole(to, bytes) => {
+                    let sent = self.udp.send_whole(&bytes, to);
+                    self.note_sent(&sent, to);
+                }
                 Command::Shutdown => return false,
             }
         }
@@ -229,6 +256,7 @@ impl Worker {
             realm,
             token,
             device,
+            read_at: self.now,
         };
         self.tuns.insert(local, tun);
         Ok(())
@@ -294,10 +322,10 @@ impl Worker {
             return;
         }
         self.report_at = None;
-        if !self.channels.has_passed() {
+        let passed = self.channels.take_passed();
+        if passed.is_empty() {
             return;
         }
-        let passed = self.channels.take_passed();
         if let Err(error) = self.to_engine.try_send(FromWorker::Passed(passed)) {
             // Told with the next report, when the queue has room.
             if let FromWorker::Passed(passed) = error.into_inner() {

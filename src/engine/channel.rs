@@ -99,6 +99,9 @@ pub struct Passed {
 pub enum ChannelChange {
     /// Packets of this channel may arrive from now on.
     New(NewChannel),
+    /// Packets of this size, as programs send them, and no larger ones pass to the peer from now on; None
+    /// when that is not known.
+    Mtu(Option<u16>),
     /// Sealed packets go this way from now on.
     Route(Route),
     /// Packets are sealed by this channel from now on.

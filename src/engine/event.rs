@@ -22,6 +22,19 @@ pub struct Time {
 pub struct Transmit {
     pub to: SocketAddr,
     pub bytes: Vec<u8>,
+    /// Whether it arrives in one piece or not at all: it asks how large a datagram may be.
+    pub is_whole: bool,
+}
+
+impl Transmit {
+    /// Makes a datagram that may be cut on its way.
+    pub(crate) const fn new(to: SocketAddr, bytes: Vec<u8>) -> Self {
+        Self {
+            to,
+            bytes,
+            is_whole: false,
+        }
+    }
 }
 
 /// A decrypted packet for an agent's TUN; the inbound filter has not seen it yet.

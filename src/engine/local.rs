@@ -187,10 +187,12 @@ impl Local {
         };
         let mut peer = Peer::new(trusted, config, now);
         let (candidates, is_attached) = (self.candidates(), self.is_attached());
+        let relay_mtu = self.relay_mtu();
         // Without a session nothing goes out yet.
         peer.with_path(now, &mut Vec::new(), |path| {
             path.set_candidates(&candidates, now);
             path.set_relay(is_attached, now);
+            path.set_relay_mtu(relay_mtu);
         });
         self.peers.insert(address, peer);
         true
@@ -284,10 +286,21 @@ impl Local {
         for output in made {
             match output {
                 PeerOutput::Datagram(Path::Relay, message) => {
-                    self.relay(peer, &message, time.now, out);
+                    self.relay(peer, &message, false, time.now, out);
+                }
+                PeerOutput::Whole(Path::Relay, message) => {
+                    self.relay(peer, &message, true, time.now, out);
                 }
                 PeerOutput::Datagram(Path::Direct(to), bytes) => {
-                    out.transmits.push_back(Transmit { to, bytes });
+                    out.transmits.push_back(Transmit::new(to, bytes));
+                }
+                PeerOutput::Whole(Path::Direct(to), bytes) => {
+                    let is_whole = true;
+                    out.transmits.push_back(Transmit {
+                        to,
+                        bytes,
+                        is_whole,
+                    });
                 }
                 PeerOutput::Packet(way, packet) if control::is_control(&packet) => {
                     self.control(peer, way, &packet, time, out);
@@ -371,13 +384,24 @@ impl Local {
         }
     }
 
-    fn relay(&mut self, peer: OverlayIp, message: &[u8], now: Instant, out: &mut Out) {
+    fn relay(
+        &mut self,
+        peer: OverlayIp,
+        message: &[u8],
+        is_whole: bool,
+        now: Instant,
+        out: &mut Out,
+    ) {
         let framed = self
             .attachment
             .as_mut()
             .and_then(|a| a.wrap(peer, message, now));
         match framed {
-            Some((to, bytes)) => out.transmits.push_back(Transmit { to, bytes }),
+            Some((to, bytes)) => out.transmits.push_back(Transmit {
+                to,
+                bytes,
+                is_whole,
+            }),
             None => out.drop(DropReason::NoPath),
         }
     }
@@ -510,7 +534,7 @@ impl Local {
             return;
         };
         while let Some((to, bytes)) = attachment.poll_transmit() {
-            out.transmits.push_back(Transmit { to, bytes });
+            out.transmits.push_back(Transmit::new(to, bytes));
         }
         self.share_hop(out);
     }

@@ -61,6 +61,8 @@ const EPHEMERAL: std::ops::Range<usize> = 8..40;
 pub(crate) enum PeerOutput {
     /// A WireGuard message for the peer, and the way it goes.
     Datagram(Path, Vec<u8>),
+    /// The same, which arrives in one piece or not at all.
+    Whole(Path, Vec<u8>),
     /// A plain packet from the peer, user data or a control message, and the way it came.
     Packet(Path, Vec<u8>),
 }
@@ -133,6 +135,8 @@ pub(crate) struct Peer {
     channel_waits: bool,
     /// The way that was last told for sealed packets; None while there is no channel.
     routed: Option<Route>,
+    /// The size that was last told for packets; None when it is not known.
+    told_mtu: Option<u16>,
     /// When the peer is told that its data arrives; None while ours tells it.
     keepalive: Option<Instant>,
     gossip: Gossip,
@@ -191,6 +195,7 @@ impl Peer {
             channel: ChannelAgent::new(config.channel, now),
             channel_waits: false,
             routed: None,
+            told_mtu: None,
             keepalive: None,
             gossip: Gossip::default(),
             gossip_waits: false,

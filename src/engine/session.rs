@@ -55,7 +55,7 @@ const MAX_DATAGRAM: usize = 65_535; // bytes
 const HANDSHAKE: usize = 148; // bytes
 
 /// What boringtun adds to a packet: header and tag.
-const OVERHEAD: usize = 32; // bytes
+pub(crate) const OVERHEAD: usize = 32; // bytes
 
 /// What a session is made of.
 #[derive(Clone, Debug)]

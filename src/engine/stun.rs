@@ -134,7 +134,7 @@ impl Observers {
             server.due = now + FIRST_WAIT * (1 << server.tries);
             server.tries += 1;
             let (to, bytes) = (server.at, stun::request(&transaction));
-            made.push(Transmit { to, bytes });
+            made.push(Transmit::new(to, bytes));
         }
         made
     }
@@ -261,6 +261,6 @@ mod tests {
     /// An answer to a request that was never made.
     fn forged_answer(seen: &str) -> Vec<u8> {
         let (to, bytes) = (at("198.51.100.9:3478"), stun::request(&[9; 12]));
-        answer(&Transmit { to, bytes }, seen)
+        answer(&Transmit::new(to, bytes), seen)
     }
 }

@@ -269,6 +269,8 @@ impl Port {
         } else {
             udp.forbid_cutting();
         }
+        // Agents ask by probes how long a frame may be: one that comes in fragments would mislead them.
+        udp.forbid_fragments();
         let same = net::UdpSocket::from(udp.as_fd().try_clone_to_owned()?);
         Ok(Self {
             local: udp.local()?,

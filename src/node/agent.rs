@@ -9,8 +9,8 @@ use crate::node::driver::{HOST, Handle, Stopped};
 use crate::os::route::{RouteError, Routing};
 use crate::os::tun::{self, TunError};
 
-/// MTU of the TUN until the data plane cuts packets to each path (protocol.md section 8).
-const MTU: u16 = 1280; // bytes, the least of IPv6 (RFC 8200 section 5)
+/// MTU of the TUN; the data plane cuts packets to what each path carries (protocol.md section 8).
+const MTU: u16 = 8920; // bytes: an underlay of 9000 carries it directly, over IPv6 too
 
 /// Why an agent has no network device.
 #[derive(Debug, Error)]

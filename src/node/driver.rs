@@ -223,7 +223,11 @@ impl Core {
         }
         let mut datagrams = Vec::new();
         while let Some(transmit) = self.engine.poll_transmit() {
-            datagrams.push((transmit.to, transmit.bytes));
+            if transmit.is_whole {
+                self.dataplane.send_whole(transmit.to, transmit.bytes);
+            } else {
+                datagrams.push((transmit.to, transmit.bytes));
+            }
         }
         if !datagrams.is_empty() {
             self.dataplane.send(datagrams);

@@ -12,3 +12,17 @@ pub fn has_aes() -> bool {
     let has = false;
     has
 }
+
+/// Tells whether AES-GCM is faster with ring than with aws-lc: where vectors carry several AES blocks
+/// but are not as wide as AVX-512, for which aws-lc alone has code.
+pub fn prefers_ring() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let prefers = std::arch::is_x86_feature_detected!("vaes")
+        && !(std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+            && std::arch::is_x86_feature_detected!("avx512vl"));
+    #[cfg(not(target_arch = "x86_64"))]
+    let prefers = false;
+    prefers
+}

@@ -15,6 +15,9 @@ use nix::{
         sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce, SndBuf, SndBufForce, UdpGroSegment},
     },
 };
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
 use thiserror::Error;
 
 /// Holds a burst of 3,000 full datagrams while the worker is busy elsewhere.
@@ -162,6 +165,31 @@ impl UdpPort {
     /// Sends one datagram.
     pub fn send_to(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
         self.socket.send_to(bytes, self.as_sent(to))
+    }
+
+    /// Never lets the kernel cut datagrams in fragments: what is too long for the way is not sent.
+    pub fn forbid_fragments(&self) {
+        self.set_discovery(Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
+    }
+
+    /// Sends one datagram that is never cut in fragments: it arrives whole or not at all, whatever the
+    /// kernel believes of the path.
+    pub fn send_whole(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
+        self.set_discovery(Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
+        let sent = self.send_to(bytes, to);
+        self.set_discovery(Ipv4PathMtuDiscovery::WANT, Ipv6PathMtuDiscovery::WANT);
+        sent
+    }
+
+    fn set_discovery(&self, v4: Ipv4PathMtuDiscovery, v6: Ipv6PathMtuDiscovery) {
+        // A socket of one version has one of both.
+        let set = [
+            set_ip_mtu_discover(&self.socket, v4),
+            set_ipv6_mtu_discover(&self.socket, v6),
+        ];
+        if let [Err(error), Err(_)] = set {
+            tracing::debug!(%error, "Cannot choose whether datagrams are cut");
+        }
     }
 
     /// Sends datagrams that lie end to end, each but the last `stride` bytes long, in as few calls

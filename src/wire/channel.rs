@@ -15,6 +15,9 @@
 //! 16  ciphertext || 16-byte tag       associated data = bytes 0..16
 //! ```
 
+//! The plaintext is an IP packet, or half of one where the path carries less than IPv6 promises
+//! (protocol.md section 8): `0x00 or 0x01 (which half) | 0 | id u16 | bytes`; no IP packet begins so.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -25,11 +28,28 @@ pub const HEADER: usize = 16;
 /// Bytes after the ciphertext.
 pub const TAG: usize = 16;
 
+/// Bytes before the half of a packet.
+pub const HALF_HEADER: usize = 4;
+
 /// Bytes of a mac of the handshake.
 pub const MAC: usize = 16;
 
 /// First byte of a packet.
 const KIND: u8 = 0x20;
+
+/// Returns what stands before the first or second half of the packet numbered `id`.
+pub const fn half_header(id: u16, is_second: bool) -> [u8; HALF_HEADER] {
+    let [high, low] = id.to_be_bytes();
+    [is_second as u8, 0, high, low]
+}
+
+/// Reads half of a packet: its number, whether it is the second one, and its bytes; None for a whole one.
+pub fn parse_half(plain: &[u8]) -> Option<(u16, bool, &[u8])> {
+    let ([which @ (0 | 1), 0, high, low], bytes) = plain.split_first_chunk()? else {
+        return None;
+    };
+    Some((u16::from_be_bytes([*high, *low]), *which == 1, bytes))
+}
 
 /// The cipher of a channel; both have 32-byte keys, 12-byte nonces and 16-byte tags.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]

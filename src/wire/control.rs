@@ -162,6 +162,24 @@ impl Control {
         (payload.len() <= limit).then(|| packet(&payload))
     }
 
+    /// Writes the message as one IPv6 packet of `size` bytes, filled up with zeros after the message; None
+    /// when it is longer.
+    pub fn padded(&self, size: usize) -> Option<Vec<u8>> {
+        let mut payload = self.encode()?;
+        let length = size.checked_sub(IPV6)?;
+        if payload.len() > length {
+            return None;
+        }
+        payload.resize(length, 0);
+        // The length of the body covers the padding.
+        let body = u16::try_from(length - 4).ok()?;
+        payload
+            .get_mut(2..)?
+            .first_chunk_mut()
+            .map(|field| *field = body.to_be_bytes())?;
+        Some(packet(&payload))
+    }
+
     /// Writes the message as the IPv6 packets it takes: one, or Parts numbered `message`.
     pub fn packets(&self, message: u32) -> Vec<Vec<u8>> {
         if let Some(packet) = self.packet() {

@@ -107,6 +107,8 @@ drop_reasons! {
     NoPeer => "no_peer",
     /// A packet for which no session could be had in time.
     NoSession => "no_session",
+    /// A packet longer than the path carries, whose sender was told.
+    PacketTooBig => "packet_too_big",
     /// A packet that waited for its session while too many others did.
     PeerQueueFull => "peer_queue_full",
     /// A probe beyond the number that one peer's are answered.

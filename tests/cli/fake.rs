@@ -329,6 +329,7 @@ impl Control for Fake {
             gateway: None,
             rtt_ms: None,
             loss_percent: Some(100),
+            mtu: None,
             last_inbound: None,
             penalized_until: None,
         };

@@ -19,6 +19,7 @@ mod lessons;
 mod mishaps;
 mod motion;
 mod moved;
+mod mtu;
 mod neighbour;
 mod path_command;
 mod paths;

@@ -81,6 +81,7 @@ impl Talk {
                         plane.made += 1;
                         plane.channels.insert(new.id, new);
                     }
+                    ChannelChange::Mtu(_) => {}
                     ChannelChange::Route(route) => plane.route = Some(route),
                     ChannelChange::Send(id) => plane.sending = Some(id),
                     ChannelChange::End(id) => {

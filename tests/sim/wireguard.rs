@@ -106,7 +106,7 @@ impl World {
             assert_eq!((packet.local, packet.peer), (self.local, self.peer));
             self.taken.push(packet.bytes);
         }
-        while let Some(Transmit { to, bytes }) = self.engine.poll_transmit() {
+        while let Some(Transmit { to, bytes, .. }) = self.engine.poll_transmit() {
             if to == self.here {
                 self.arrive(&bytes);
             }

@@ -102,7 +102,10 @@ fn super_packet(stream: &Stream) -> (VirtioHeader, Vec<u8>) {
 
 fn pieces(virtio: &VirtioHeader, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
     let mut pieces = Vec::new();
-    split(virtio, &mut packet, |piece| pieces.push(piece.to_vec())).unwrap();
+    split(virtio, &mut packet, Some(usize::MAX), |piece| {
+        pieces.push(piece.to_vec());
+    })
+    .unwrap();
     pieces
 }
 
@@ -239,7 +242,7 @@ proptest! {
         let virtio = VirtioHeader::parse(&raw);
         prop_assert_eq!(virtio.encode(), raw);
         let mut longest = 0;
-        let _refused = split(&virtio, &mut packet, |piece| longest = longest.max(piece.len()));
+        let _refused = split(&virtio, &mut packet, Some(usize::MAX), |piece| longest = longest.max(piece.len()));
         prop_assert!(longest <= packet.len());
         merge(&[packet.clone(), packet]);
     }

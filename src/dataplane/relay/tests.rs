@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::dataplane::aead::Library;
 use crate::dataplane::channels::{Channels, Opened, Unopened};
 use crate::dataplane::ids::frame_ids;
 use crate::engine::channel::{ChannelChange, NewChannel, Route, data_key};
@@ -49,7 +50,7 @@ fn event(n: u8, hop: Option<SharedHop>) -> HopEvent {
 
 /// One end of the channel, which seals by `seal` and opens by `open`.
 fn end(pair: Pair, (id, remote): (u32, u32), (seal, open): (u8, u8)) -> Channels {
-    let mut channels = Channels::default();
+    let mut channels = Channels::new(Library::AwsLc);
     let new = NewChannel {
         id,
         remote,

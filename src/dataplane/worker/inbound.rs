@@ -12,7 +12,7 @@ use crate::dataplane::channels::{Opened, Unopened};
 use crate::dataplane::offload::{Run, Takes, VIRTIO};
 use crate::dataplane::queue::{FromWorker, InPacket};
 use crate::dataplane::relay::carries_channel;
-use crate::dataplane::worker::{MAX_PACKET, RECEIVES, Worker};
+use crate::dataplane::worker::{IDLE, MAX_PACKET, RECEIVES, Worker};
 use crate::id::OverlayIp;
 use crate::policy::{Pair, Verdict};
 use crate::wire::datagram::Datagram;
@@ -22,6 +22,8 @@ impl Worker {
     /// Receives a burst and hands it on: packets of channels to their TUNs, the rest to the engine.
     pub(super) fn read_udp(&mut self) {
         let mut other = Vec::new();
+        let is_idle = self.now.saturating_duration_since(self.read_at) > IDLE;
+        self.read_at = self.now;
         for slot in 0..RECEIVES {
             let start = slot * MAX_PACKET;
             let Some(buffer) = self.received.get_mut(start..start + MAX_PACKET) else {
@@ -38,6 +40,9 @@ impl Worker {
                         if received.length == 0 {
                             break;
                         }
+                    }
+                    if is_idle && received.length <= received.stride {
+                        break;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -108,6 +113,15 @@ impl Worker {
     fn take_plain(&mut self, pair: Pair, place: Range<usize>, from: Option<SocketAddr>) {
         let packet = self.received.get(place.clone()).unwrap_or_default();
         self.channels.note_received(pair, packet.len() as u64, from);
+        if packet.first().is_some_and(|first| first >> 4 == 0) {
+            if let Some(bytes) = self.halves.take(pair, packet, self.now) {
+                // Not before what came before it.
+                self.write_runs();
+                let Pair { local, peer } = pair;
+                self.deliver(vec![InPacket { local, peer, bytes }]);
+            }
+            return;
+        }
         match self.switch.inbound(pair, packet, self.now) {
             Verdict::Pass => {
                 if self.merger.is_full() {

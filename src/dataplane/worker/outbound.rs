@@ -8,15 +8,17 @@ use nix::{
     unistd,
 };
 
-use crate::dataplane::offload::{VIRTIO, VirtioHeader, split};
+use crate::dataplane::offload::{DEFAULT_MTU, Unfit, VIRTIO, VirtioHeader, clamp, split};
 use crate::dataplane::queue::{FromWorker, OutPacket};
 use crate::dataplane::switch::Outbound;
 use crate::dataplane::tables::Realm;
-use crate::dataplane::worker::{BATCH, UDP, Worker, tun_interest};
+use crate::dataplane::worker::{BATCH, IDLE, UDP, Worker, tun_interest};
 use crate::engine::channel::Volume;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
+use crate::wire::channel::half_header;
 use crate::wire::drop::DropReason;
+use crate::wire::icmp6::packet_too_big;
 use crate::wire::ip::Ipv6View;
 
 /// Bytes read from one TUN before the others, and what arrives, have their turn.
@@ -27,6 +29,7 @@ impl Worker {
     pub(super) fn read_tun(&mut self, token: u64) {
         let mut slow = Vec::new();
         let mut bytes = 0;
+        let is_idle = self.touch_tun(token);
         for _ in 0..BATCH {
             // Looked up each time: a command cannot have removed it, but an error below may.
             let Some((local, tun)) = self.tuns.iter().find(|(_, tun)| tun.token == token) else {
@@ -52,12 +55,22 @@ impl Worker {
                     self.lost.push(local);
                 }
             }
-            if bytes >= BURST || self.is_blocked {
+            if bytes >= BURST || self.is_blocked || is_idle {
                 break;
             }
         }
         self.flush();
         self.hand_over(slow);
+    }
+
+    /// Notes that a TUN gives something, and tells whether it gave nothing for a while.
+    fn touch_tun(&mut self, token: u64) -> bool {
+        let now = self.now;
+        let tun = self.tuns.values_mut().find(|tun| tun.token == token);
+        tun.is_some_and(|tun| {
+            let before = std::mem::replace(&mut tun.read_at, now);
+            now.saturating_duration_since(before) > IDLE
+        })
     }
 
     /// Takes what was read up to `end`: a header, and a packet or a super-packet.
@@ -71,7 +84,7 @@ impl Worker {
         match self.switch.outbound(realm, packet, self.now) {
             Outbound::ToPeer(pair) => self.send_out(pair, &header, end, slow),
             Outbound::ToUnknown(pair) => {
-                for packet in self.pieces(pair, &header, end) {
+                for packet in self.pieces(pair, &header, end, None) {
                     self.offer(1, FromWorker::Unknown(packet));
                 }
             }
@@ -88,19 +101,23 @@ impl Worker {
         end: usize,
         slow: &mut Vec<OutPacket>,
     ) {
+        let mtu = self.channels.mtu(&pair);
+        let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
+        if let Some(mtu) = mtu {
+            clamp(header, packet, mtu);
+        }
         let Some((sealer, way)) = self.channels.sealer(&pair) else {
-            let packets = self.pieces(pair, header, end);
+            let packets = self.pieces(pair, header, end, mtu);
             for packet in &packets {
                 self.seen.tun_in.count(packet.bytes.len());
             }
             slow.extend(packets);
             return;
         };
-        let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
         let (seen, batches) = (&mut self.seen, &mut self.batches);
         let (to, is_relayed) = (way.to(), way.is_relayed());
         let mut sealed = Volume::default();
-        let split = split(header, packet, |piece| {
+        let split = split(header, packet, mtu, |piece| {
             let size = piece.len() + way.overhead();
             if way.seal(sealer, piece, batches.place(pair, to, size)) {
                 seen.tun_in.count(piece.len());
@@ -111,29 +128,83 @@ impl Worker {
                 seen.drops.count(DropReason::NoSession);
             }
         });
-        if let Err(reason) = split {
-            self.seen.drops.count(reason);
-        }
         let relayed = if is_relayed { sealed.packets } else { 0 };
         self.channels.note_sent(pair, sealed, relayed);
+        match split {
+            Ok(()) => {}
+            Err(Unfit::Bad(reason)) => self.seen.drops.count(reason),
+            Err(Unfit::TooBig) if end - VIRTIO <= DEFAULT_MTU => self.send_halves(pair, end),
+            Err(Unfit::TooBig) => self.refuse(pair, end, mtu.unwrap_or(0)),
+        }
         if self.batches.is_due() {
             self.flush_due();
         }
     }
 
-    /// Cuts what was read into packets for the engine.
-    fn pieces(&mut self, pair: Pair, header: &VirtioHeader, end: usize) -> Vec<OutPacket> {
+    /// Seals a packet that IPv6 promises to carry and the path does not, each half by itself.
+    fn send_halves(&mut self, pair: Pair, end: usize) {
+        let packet = self.read.get(VIRTIO..end).unwrap_or_default();
+        let id = self.halves.number();
+        let (first, second) = packet.split_at(packet.len().div_ceil(2));
+        for (half, is_second) in [(first, false), (second, true)] {
+            let Some((sealer, way)) = self.channels.sealer(&pair) else {
+                return;
+            };
+            let plain = [&half_header(id, is_second), half].concat();
+            let size = plain.len() + way.overhead();
+            let place = self.batches.place(pair, way.to(), size);
+            let relayed = u64::from(way.is_relayed());
+            if !way.seal(sealer, &plain, place) {
+                self.batches.unplace(size);
+                self.seen.drops.count(DropReason::NoSession);
+                return;
+            }
+            let sealed = Volume {
+                packets: 1,
+                bytes: plain.len() as u64,
+            };
+            self.channels.note_sent(pair, sealed, relayed);
+        }
+        self.seen.tun_in.count(packet.len());
+    }
+
+    /// Tells the sender of a packet that is too long for the path which size passes (RFC 4443 section 3.2).
+    fn refuse(&mut self, pair: Pair, end: usize, mtu: usize) {
+        self.seen.drops.count(DropReason::PacketTooBig);
+        let packet = self.read.get(VIRTIO..end).unwrap_or_default();
+        let mtu = u32::try_from(mtu.max(DEFAULT_MTU)).unwrap_or(u32::MAX);
+        if let Some(error) = packet_too_big(packet, mtu) {
+            self.write_tun(pair.local, &error);
+        }
+    }
+
+    /// Cuts what was read into packets of at most `mtu` bytes for the engine.
+    fn pieces(
+        &mut self,
+        pair: Pair,
+        header: &VirtioHeader,
+        end: usize,
+        mtu: Option<usize>,
+    ) -> Vec<OutPacket> {
         let mut packets = Vec::new();
         let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
-        let split = split(header, packet, |piece| {
+        let split = split(header, packet, mtu, |piece| {
             packets.push(OutPacket {
                 local: pair.local,
                 peer: pair.peer,
                 bytes: piece.to_vec(),
             });
         });
-        if let Err(reason) = split {
-            self.seen.drops.count(reason);
+        match split {
+            Ok(()) => {}
+            Err(Unfit::Bad(reason)) => self.seen.drops.count(reason),
+            // What IPv6 promises to carry comes in fragments of the underlay if it must.
+            Err(Unfit::TooBig) if end - VIRTIO <= DEFAULT_MTU => {
+                let bytes = self.read.get(VIRTIO..end).unwrap_or_default().to_vec();
+                let Pair { local, peer } = pair;
+                packets.push(OutPacket { local, peer, bytes });
+            }
+            Err(Unfit::TooBig) => self.refuse(pair, end, mtu.unwrap_or(0)),
         }
         packets
     }
@@ -201,12 +272,17 @@ impl Worker {
     /// Sends datagrams of the engine.
     pub(super) fn send(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {
         for (to, bytes) in datagrams {
-            match self.udp.send_to(bytes, *to) {
-                Ok(_) => self.seen.udp_out.count(bytes.len()),
-                Err(error) => {
-                    tracing::trace!(%error, %to, "Datagram not sent");
-                    self.seen.drops.count(DropReason::UdpSend);
-                }
+            let sent = self.udp.send_to(bytes, *to);
+            self.note_sent(&sent, *to);
+        }
+    }
+
+    pub(super) fn note_sent(&mut self, sent: &io::Result<usize>, to: SocketAddr) {
+        match sent {
+            Ok(length) => self.seen.udp_out.count(*length),
+            Err(error) => {
+                tracing::trace!(%error, %to, "Datagram not sent");
+                self.seen.drops.count(DropReason::UdpSend);
             }
         }
     }
@@ -226,8 +302,12 @@ impl Worker {
             };
             match self.switch.outbound(realm, &packet.bytes, self.now) {
                 Outbound::ToPeer(to) if to == pair => {
-                    self.seen.tun_in.count(packet.bytes.len());
-                    slow.push(packet);
+                    let end = VIRTIO + packet.bytes.len();
+                    let Some(place) = self.read.get_mut(VIRTIO..end) else {
+                        continue;
+                    };
+                    place.copy_from_slice(&packet.bytes);
+                    self.send_out(pair, &VirtioHeader::default(), end, &mut slow);
                 }
                 Outbound::ToPeer(_) => self.seen.drops.count(DropReason::TunDestination),
                 Outbound::ToUnknown(_) => self.offer(1, FromWorker::Unknown(packet)),
@@ -235,6 +315,7 @@ impl Worker {
                 Outbound::Drop(reason) => self.seen.drops.count(reason),
             }
         }
+        self.flush();
         self.hand_over(slow);
     }
 

@@ -60,7 +60,9 @@ impl Seals {
                 ChannelChange::New(new) => {
                     assert!(self.channels.insert(new.id, new).is_none());
                 }
-                ChannelChange::Route(_) => panic!("paths are not known here"),
+                ChannelChange::Mtu(_) | ChannelChange::Route(_) => {
+                    panic!("paths are not known here")
+                }
                 ChannelChange::Send(id) => {
                     assert!(self.channels.contains_key(&id));
                     self.sending = Some(id);

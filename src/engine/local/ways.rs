@@ -5,12 +5,14 @@ use std::{net::SocketAddr, time::Instant};
 use crate::engine::{
     attach::Attachment,
     event::{Out, Time},
+    hop::Hop,
     local::Local,
     path::{Mode, PathAgent},
     peer::{Peer, PeerOutput},
-    session::initiator,
+    session::{self, initiator},
 };
 use crate::id::{OverlayIp, TunnelKey};
+use crate::wire::a2g::HEADER;
 use crate::wire::candidate::{Candidate, Kind};
 
 /// What is tried first: an interface's own endpoint needs no NAT to agree.
@@ -99,6 +101,7 @@ impl Local {
         let hop = self.attachment.as_ref().and_then(Attachment::hop);
         let told = hop.map(|hop| (hop.down(), hop.observed()));
         if let Some((id, observed)) = told.filter(|(id, _)| self.told_by != Some(*id)) {
+            self.tell_relay_mtu(time, out);
             self.told_by = Some(id);
             self.reflexive = Some(observed);
             self.tell_candidates(time, out);
@@ -108,6 +111,19 @@ impl Local {
             self.had_relay = is_attached;
             self.with_all_paths(time, out, |path| path.set_relay(is_attached, time.now));
         }
+    }
+
+    /// Lets paths know how large a packet the gateway forwards.
+    fn tell_relay_mtu(&mut self, time: Time, out: &mut Out) {
+        let most = self.relay_mtu();
+        self.with_all_paths(time, out, |path| path.set_relay_mtu(most));
+    }
+
+    /// Returns the largest packet that the gateway forwards inside session and frame.
+    pub(super) fn relay_mtu(&self) -> u16 {
+        let hop = self.attachment.as_ref().and_then(Attachment::hop);
+        let around = u16::try_from(session::OVERHEAD + HEADER).unwrap_or(u16::MAX);
+        hop.map_or(u16::MAX, Hop::mtu).saturating_sub(around)
     }
 
     fn tell_candidates(&mut self, time: Time, out: &mut Out) {

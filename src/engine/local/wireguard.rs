@@ -105,7 +105,7 @@ impl Local {
         for output in made {
             match output {
                 PlainOutput::Datagram(to, bytes) => {
-                    out.transmits.push_back(Transmit { to, bytes });
+                    out.transmits.push_back(Transmit::new(to, bytes));
                 }
                 PlainOutput::Packet(bytes) => out.packets.push_back(Packet { local, peer, bytes }),
             }

@@ -9,6 +9,7 @@
 mod candidate;
 mod choice;
 mod evidence;
+mod mtu;
 mod pair;
 mod probes;
 mod record;
@@ -57,6 +58,18 @@ pub enum Path {
     Direct(SocketAddr),
     /// Through the gateways.
     Relay,
+}
+
+/// A probe to send.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Probe {
+    pub id: u64,
+    /// Our number of the path.
+    pub number: u16,
+    pub path: Path,
+    /// How long the packet is to be made, and then it must arrive in one piece or not at all; None for
+    /// the shortest.
+    pub size: Option<u16>,
 }
 
 /// Which paths an agent wants.
@@ -174,7 +187,7 @@ impl PathAgent {
             return;
         }
         self.mode = mode;
-        self.probes.forget();
+        self.forget_probes();
         self.evidence.prove();
         let fallback = (mode != Mode::Direct).then_some(Path::Relay);
         self.switch(fallback, Reason::Mode, now);
@@ -193,8 +206,24 @@ impl PathAgent {
     pub fn set_relay(&mut self, has_relay: bool, now: Instant) {
         if has_relay && !self.has_relay {
             self.restart(Path::Relay, now);
+            if let Some(pair) = self.pairs.get_mut(&Path::Relay) {
+                pair.mtu.restart();
+            }
         }
         self.has_relay = has_relay;
+    }
+
+    /// Takes the largest packet that the gateway forwards, in bytes as programs send them.
+    pub fn set_relay_mtu(&mut self, most: u16) {
+        if let Some(pair) = self.pairs.get_mut(&Path::Relay) {
+            pair.mtu.bound(most);
+        }
+    }
+
+    /// Returns the largest packet that the path for data carries; None while that is not known.
+    pub fn mtu(&self) -> Option<u16> {
+        let pair = self.current.and_then(|path| self.pairs.get(&path));
+        pair.and_then(|pair| pair.mtu.size())
     }
 
     /// Takes our own candidates; unusable ones and those beyond 16 are left out.
@@ -243,7 +272,14 @@ impl PathAgent {
         self.is_quiet = false;
         self.is_telling = false;
         self.tell.clear();
+        self.forget_probes();
+    }
+
+    fn forget_probes(&mut self) {
         self.probes.forget();
+        for pair in self.pairs.values_mut() {
+            pair.mtu.restart();
+        }
     }
 
     /// Takes that data was sent on the current path.
@@ -316,6 +352,9 @@ impl PathAgent {
         let Some(pair) = self.pairs.get_mut(&from) else {
             return;
         };
+        if let Some(size) = sent.size {
+            return pair.mtu.answered(size, now);
+        }
         pair.replied(now.saturating_duration_since(sent.at), now);
         pair.observed = reply.observed.or(pair.observed);
         let on_current = self.current == Some(from);
@@ -327,6 +366,9 @@ impl PathAgent {
     pub fn handle_network_change(&mut self, now: Instant) {
         self.silent.clear();
         self.evidence.prove();
+        for pair in self.pairs.values_mut() {
+            pair.mtu.restart();
+        }
         self.restart_all(now);
         self.schedule_telling(now);
         if self.has_relay && self.mode == Mode::Auto && self.current != Some(Path::Relay) {
@@ -334,8 +376,8 @@ impl PathAgent {
         }
     }
 
-    /// Returns the next probe to send: its id, our number of the path, and the path.
-    pub fn poll_probe(&mut self) -> Option<(u64, u16, Path)> {
+    /// Returns the next probe to send.
+    pub fn poll_probe(&mut self) -> Option<Probe> {
         self.probes.poll()
     }
 

@@ -6,6 +6,7 @@ use std::{
 use crate::engine::path::{
     PairState, REVIVE,
     candidate::Class,
+    mtu::Mtu,
     record::{Bar, Fates},
 };
 use crate::wire::candidate::{Candidate, Kind};
@@ -78,6 +79,7 @@ pub(super) struct Pair {
     /// When it was last begun anew for being heard; None when never.
     revived: Option<Instant>,
     pub(super) bar: Bar,
+    pub(super) mtu: Mtu,
 }
 
 impl Pair {
@@ -101,6 +103,7 @@ impl Pair {
             fates: Fates::default(),
             revived: None,
             bar: Bar::default(),
+            mtu: Mtu::new(),
         }
     }
 
@@ -204,6 +207,8 @@ impl Pair {
             PairState::Alive { rtt: before, .. } => (before * 7 + rtt) / 8,
             PairState::Dead | PairState::Probing { .. } | PairState::Unprobed => {
                 self.samples = 0;
+                // It may lead elsewhere than when it answered before.
+                self.mtu.restart();
                 rtt
             }
         };

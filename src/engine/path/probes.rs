@@ -6,7 +6,7 @@ use std::{
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
-use crate::engine::path::Path;
+use crate::engine::path::{Path, Probe};
 
 /// Pause between probes to one peer, which makes at most 20 per second (protocol.md section 6).
 const GAP: Duration = Duration::from_millis(50);
@@ -19,6 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Sent {
     pub(super) path: Path,
     pub(super) at: Instant,
+    /// Size that it asks for; None when it asks whether the path answers.
+    pub(super) size: Option<u16>,
+    patience: Duration,
+}
+
+impl Sent {
+    fn lost_at(&self) -> Instant {
+        self.at + self.patience
+    }
 }
 
 /// The probes of one peer: made at a bounded rate, matched with their replies by unguessable ids.
@@ -28,7 +37,7 @@ pub(super) struct Sent {
 pub(super) struct Probes {
     rng: ChaCha20Rng,
     under_way: BTreeMap<u64, Sent>,
-    made: VecDeque<(u64, u16, Path)>,
+    made: VecDeque<Probe>,
     free_at: Instant,
 }
 
@@ -47,14 +56,33 @@ impl Probes {
         self.free_at
     }
 
-    pub(super) fn make(&mut self, path: Path, number: u16, now: Instant) {
+    /// Makes a probe; `sized` is how long its packet is, and when it counts as lost.
+    pub(super) fn make(
+        &mut self,
+        path: Path,
+        number: u16,
+        sized: Option<(u16, Duration)>,
+        now: Instant,
+    ) {
         let id = self.rng.next_u64();
-        self.under_way.insert(id, Sent { path, at: now });
-        self.made.push_back((id, number, path));
+        let size = sized.map(|(size, _)| size);
+        let sent = Sent {
+            path,
+            at: now,
+            size,
+            patience: sized.map_or(PATIENCE, |(_, patience)| patience),
+        };
+        self.under_way.insert(id, sent);
+        self.made.push_back(Probe {
+            id,
+            number,
+            path,
+            size,
+        });
         self.free_at = now + GAP;
     }
 
-    pub(super) fn poll(&mut self) -> Option<(u64, u16, Path)> {
+    pub(super) fn poll(&mut self) -> Option<Probe> {
         self.made.pop_front()
     }
 
@@ -62,13 +90,13 @@ impl Probes {
         self.under_way.remove(&id)
     }
 
-    /// Takes out the paths whose probes were lost, each as often as one was.
-    pub(super) fn lost(&mut self, now: Instant) -> Vec<Path> {
+    /// Takes out the probes that were lost.
+    pub(super) fn lost(&mut self, now: Instant) -> Vec<Sent> {
         let mut lost = Vec::new();
         self.under_way.retain(|_, sent| {
-            let is_lost = now >= sent.at + PATIENCE;
+            let is_lost = now >= sent.lost_at();
             if is_lost {
-                lost.push(sent.path);
+                lost.push(*sent);
             }
             !is_lost
         });
@@ -77,8 +105,7 @@ impl Probes {
 
     /// Returns when the next probe counts as lost.
     pub(super) fn next_loss(&self) -> Option<Instant> {
-        let first = self.under_way.values().map(|sent| sent.at).min();
-        first.map(|at| at + PATIENCE)
+        self.under_way.values().map(Sent::lost_at).min()
     }
 
     pub(super) fn forget(&mut self) {

@@ -8,6 +8,7 @@ use crate::engine::path::{
     candidate::Class,
     choice::Reason,
     evidence::IDLE,
+    mtu::BASE,
     pair::{Due, Pair},
 };
 
@@ -15,13 +16,30 @@ use crate::engine::path::{
 /// (RFC 4787 section 4.3 REQ-5 asks for 120 s).
 const KEEPALIVE: Duration = Duration::from_secs(25);
 
+/// Wait for the answer to a probe that asks for a size, of which a loss costs little and is expected. By
+/// the shorter one a path that became narrow is known before it is left for lost data.
+const SIZED_PATIENCE: Duration = Duration::from_secs(1);
+const LEAST_PATIENCE: Duration = Duration::from_millis(300);
+
+/// A path that answered so recently is alive, while one is asked every second.
+const RECENT: Duration = Duration::from_secs(2);
+
 impl PathAgent {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        for path in self.probes.lost(now) {
-            let is_current = self.current == Some(path);
-            if let Some(pair) = self.pairs.get_mut(&path) {
-                pair.lost(is_current);
+        for lost in self.probes.lost(now) {
+            let is_current = self.current == Some(lost.path);
+            match (self.pairs.get_mut(&lost.path), lost.size) {
+                (Some(pair), Some(size)) => {
+                    let is_alive = pair.alive().is_some_and(|(_, at)| now <= at + RECENT);
+                    pair.mtu.lost(size, is_alive, now);
+                    if size <= BASE {
+                        // Is the path narrow, or is it dead?
+                        pair.want(now);
+                    }
+                }
+                (Some(pair), None) => pair.lost(is_current),
+                (None, _) => {}
             }
         }
         if self.previous.is_some_and(|(_, until)| now >= until) {
@@ -36,6 +54,37 @@ impl PathAgent {
             self.tell_due(now);
             self.probe_due(now);
         }
+        self.ask_size(now);
+    }
+
+    /// Asks for a size of the path in use if it is time.
+    fn ask_size(&mut self, now: Instant) {
+        let is_due = self.size_due().is_some_and(|at| at <= now);
+        let Some(path) = self.current.filter(|_| is_due) else {
+            return;
+        };
+        if let Some(pair) = self.pairs.get_mut(&path) {
+            pair.mtu.begin(now);
+            if let Some(size) = pair.mtu.ask(now) {
+                let patience = pair.rtt().map_or(SIZED_PATIENCE, |rtt| rtt * 4);
+                let patience = patience.clamp(LEAST_PATIENCE, SIZED_PATIENCE);
+                self.probes
+                    .make(path, pair.number, Some((size, patience)), now);
+            }
+        }
+    }
+
+    /// Returns when a size is to be asked for; None while no data serves by it.
+    fn size_due(&self) -> Option<Instant> {
+        let active_until = self.evidence.active_until().filter(|_| self.is_up)?;
+        let path = self
+            .current
+            .filter(|path| *path != Path::Relay || self.has_relay)?;
+        let pair = self.pairs.get(&path)?;
+        let at = pair.mtu.due().unwrap_or(self.since);
+        let at = Some(at).filter(|_| pair.mtu.due().is_some() || pair.mtu.is_new())?;
+        let at = at.max(self.probes.free_at());
+        (at < active_until).then_some(at)
     }
 
     /// Returns when `handle_timeout` is due and why; None when nothing is.
@@ -46,6 +95,7 @@ impl PathAgent {
         let loss = self.probes.next_loss().map(|at| (at, "probe lost"));
         let rest = [drained, lapse, look, loss].into_iter().flatten();
         let active = self.is_up && self.mode.seeks();
+        let size = self.size_due().map(|at| (at, "path MTU"));
         let tell = self.tell.front().filter(|_| active);
         let tell = tell.map(|at| (*at, "candidates"));
         let pairs = self.pairs.iter().filter_map(|(path, pair)| {
@@ -55,7 +105,7 @@ impl PathAgent {
                 Due::Verdict => Some((at, "path verdict")),
             }
         });
-        pairs.chain(tell).chain(rest).min()
+        pairs.chain(tell).chain(size).chain(rest).min()
     }
 
     /// Returns what is due of a pair, and when: its own turn, or a keepalive.
@@ -92,6 +142,9 @@ impl PathAgent {
             if is_open || pair.has_answered {
                 pair.want(now);
             }
+            if self.current == Some(*path) {
+                pair.mtu.doubt(now);
+            }
         }
         if self.evidence.is_lost(now) {
             self.leave(now);
@@ -125,7 +178,7 @@ impl PathAgent {
                 self.strange.take(now);
             }
             pair.asked(now);
-            self.probes.make(path, pair.number, now);
+            self.probes.make(path, pair.number, None, now);
         }
     }
 

@@ -4,6 +4,7 @@ mod choosing;
 mod probing;
 mod properties;
 mod seeing;
+mod sizes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::path::{Mode, Path, PathAgent};
+use crate::engine::path::{Mode, Path, PathAgent, Probe};
 use crate::wire::candidate::{Candidate, Candidates, Kind};
 use crate::wire::control::ProbeReply;
 
@@ -48,6 +49,11 @@ fn named(seq: u64, list: &[&str]) -> Candidates {
     Candidates { seq, list }
 }
 
+#[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
+pub(super) fn epoch() -> Instant {
+    Instant::now()
+}
+
 /// An agent and a peer who answers.
 struct World {
     agent: PathAgent,
@@ -65,12 +71,13 @@ struct World {
     /// Every probe: when and where to.
     sent: Vec<(Duration, Path)>,
     told: Vec<Duration>,
+    /// The largest packet that any path carries.
+    widest: u16,
 }
 
 impl World {
-    #[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
     fn new(mode: Mode) -> Self {
-        let now = Instant::now();
+        let now = epoch();
         Self {
             agent: PathAgent::new(mode, [7; 32], now),
             start: now,
@@ -82,6 +89,7 @@ impl World {
             replies: BTreeMap::new(),
             sent: Vec::new(),
             told: Vec::new(),
+            widest: 1440,
         }
     }
 
@@ -166,8 +174,13 @@ impl World {
     }
 
     fn drain(&mut self) {
-        while let Some((id, _, path)) = self.agent.poll_probe() {
-            self.sent.push((self.now - self.start, path));
+        while let Some(probe) = self.agent.poll_probe() {
+            let Probe { id, path, .. } = probe;
+            match probe.size {
+                Some(size) if size > self.widest => continue,
+                Some(_) => {}
+                None => self.sent.push((self.now - self.start, path)),
+            }
             if let Some(rtt) = self.rtt.get(&path) {
                 let arrives = self.now + *rtt;
                 self.replies.entry(arrives).or_default().push((path, id));

@@ -56,6 +56,8 @@ pub struct PairView {
     pub rtt: Option<Duration>,
     /// Percent of the last 16 probes; None before the first reply or loss.
     pub loss: Option<u8>,
+    /// The largest packet that passes whole, in bytes; None while that is not known.
+    pub mtu: Option<u16>,
     /// Where the peer sees us on this path; None before a reply, and on the relay.
     pub observed: Option<SocketAddr>,
     /// Last authentic message of the peer on this path; None before the first.
@@ -140,6 +142,7 @@ impl PathAgent {
             state: pair.state,
             rtt: pair.rtt(),
             loss: pair.fates.loss(),
+            mtu: pair.mtu.size(),
             observed: pair.observed,
             inbound: pair.inbound,
             barred_until: pair.bar.until(now),

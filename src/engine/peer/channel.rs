@@ -93,6 +93,11 @@ impl Peer {
         if let Some(change) = self.channel.poll_change() {
             return Some(change);
         }
+        let mtu = self.path.mtu();
+        if self.told_mtu != mtu {
+            self.told_mtu = mtu;
+            return Some(ChannelChange::Mtu(mtu));
+        }
         let route = match self.path.current() {
             Some(Path::Direct(endpoint)) => Route::Direct(endpoint),
             Some(Path::Relay) => Route::Relayed,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::engine::{
-    path::{Path, PathAgent},
+    path::{Path, PathAgent, Probe},
     peer::{Peer, PeerOutput, REKEY_ELSEWHERE},
 };
 use crate::wire::{
@@ -58,8 +58,8 @@ impl Peer {
 
     /// Sends what the path agent wants sent.
     pub(super) fn drain(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
-        while let Some((id, path, way)) = self.path.poll_probe() {
-            self.send_control(&Control::Probe { id, path }, way, now, out);
+        while let Some(probe) = self.path.poll_probe() {
+            self.send_probe(probe, now, out);
         }
         if let Some(candidates) = self.path.poll_candidates() {
             // They matter most when the path in use may lead to where the peer was.
@@ -69,6 +69,21 @@ impl Peer {
             }
         }
         self.drain_channel(now, out);
+    }
+
+    fn send_probe(&mut self, probe: Probe, now: Instant, out: &mut Vec<PeerOutput>) {
+        let Probe {
+            id, number, path, ..
+        } = probe;
+        let message = Control::Probe { id, path: number };
+        let Some(size) = probe.size else {
+            return self.send_control(&message, path, now, out);
+        };
+        let packet = message.padded(usize::from(size));
+        match packet.and_then(|packet| self.session.seal(&packet, now)) {
+            Some(sealed) => out.push(PeerOutput::Whole(path, sealed)),
+            None => self.path.handle_no_session(),
+        }
     }
 
     pub(super) fn send_control(

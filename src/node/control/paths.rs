@@ -116,6 +116,7 @@ fn path_pair(pair: &PairView, view: &PathView, gateway: Option<&GatewayView>) ->
         gateway: via,
         rtt_ms: pair.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
         loss_percent: pair.loss,
+        mtu: pair.mtu,
         last_inbound: pair.inbound.map(list::wall),
         penalized_until: pair.barred_until.map(list::wall_ahead),
     }

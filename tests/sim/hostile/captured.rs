@@ -114,7 +114,7 @@ impl Channels {
                     self.live.insert(new.id, new);
                 }
                 ChannelChange::End(id) => drop(self.live.remove(&id)),
-                ChannelChange::Route(_) | ChannelChange::Send(_) => {}
+                ChannelChange::Mtu(_) | ChannelChange::Route(_) | ChannelChange::Send(_) => {}
             }
         }
     }

@@ -106,18 +106,18 @@ fn a_reply_on_another_path_proves_nothing() {
     let mut world = World::up(&[WAN]);
     world.close(Path::Relay);
     world.agent.handle_timeout(world.now + ms(50));
-    let (id, _, path) = std::iter::from_fn(|| {
+    let probe = std::iter::from_fn(|| {
         world.now += ms(50);
         world.agent.handle_timeout(world.now);
         Some(world.agent.poll_probe())
     })
     .flatten()
-    .find(|(_, _, path)| *path == direct(WAN))
+    .find(|probe| probe.path == direct(WAN))
     .unwrap();
 
-    let reply = world.reply(id);
+    let reply = world.reply(probe.id);
     world.agent.handle_reply(direct(WAN2), &reply, world.now);
-    world.agent.handle_reply(path, &reply, world.now);
+    world.agent.handle_reply(probe.path, &reply, world.now);
 
     assert_eq!(
         world.current(),

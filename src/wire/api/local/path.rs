@@ -106,6 +106,8 @@ pub struct PathPair {
     pub rtt_ms: Option<f64>,
     /// Percent lost of the last 16 probes; None before the first was answered or lost.
     pub loss_percent: Option<u8>,
+    /// The largest packet of a program that passes whole, in bytes; None while that is not known.
+    pub mtu: Option<u16>,
     /// Last authentic message of the peer on this path; None before the first.
     pub last_inbound: Option<UnixTime>,
     /// Until when it is kept from data because it lost some; None when it is not.

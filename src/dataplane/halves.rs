@@ -1,0 +1,131 @@
+//! Pure: packets that came in halves (protocol.md section 8), each half authentic by itself.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::policy::Pair;
+use crate::wire::channel::parse_half;
+
+/// Halves that wait for their other half: as many as one burst brings.
+const MAX_WAITING: usize = 128;
+
+/// How long one waits. Numbers come again after 65,536 packets, which takes longer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+struct Half {
+    pair: Pair,
+    id: u16,
+    is_second: bool,
+    at: Instant,
+    bytes: Vec<u8>,
+}
+
+/// Joins halves, and numbers those that are sent.
+#[derive(Debug, Default)]
+pub(super) struct Halves {
+    waiting: VecDeque<Half>,
+    next: u16,
+}
+
+impl Halves {
+    /// Returns the number of the next packet that is sent in halves.
+    pub(super) const fn number(&mut self) -> u16 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+
+    /// Takes half of a packet of `pair`'s peer and returns the packet that it completes.
+    pub(super) fn take(&mut self, pair: Pair, plain: &[u8], now: Instant) -> Option<Vec<u8>> {
+        let (id, is_second, bytes) = parse_half(plain)?;
+        let is_old = |half: &Half| now.saturating_duration_since(half.at) >= PATIENCE;
+        while self.waiting.front().is_some_and(is_old) || self.waiting.len() >= MAX_WAITING {
+            self.waiting.pop_front();
+        }
+        let other = self
+            .waiting
+            .iter()
+            .position(|half| half.pair == pair && half.id == id && half.is_second != is_second);
+        let Some(other) = other.and_then(|at| self.waiting.remove(at)) else {
+            let bytes = bytes.to_vec();
+            self.waiting.push_back(Half {
+                pair,
+                id,
+                is_second,
+                at: now,
+                bytes,
+            });
+            return None;
+        };
+        let (first, second) = if is_second {
+            (other.bytes.as_slice(), bytes)
+        } else {
+            (bytes, other.bytes.as_slice())
+        };
+        Some([first, second].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::clock;
+    use crate::wire::channel::half_header;
+
+    fn pair(peer: u16) -> Pair {
+        let ip = |n: u16| format!("fd11:0:0:1::{n:x}").parse().unwrap();
+        Pair {
+            local: ip(1),
+            peer: ip(peer),
+        }
+    }
+
+    fn half(id: u16, is_second: bool, bytes: &[u8]) -> Vec<u8> {
+        [&half_header(id, is_second), bytes].concat()
+    }
+
+    #[test]
+    fn halves_join_in_either_order_and_of_one_peer_only() {
+        let (mut halves, now) = (Halves::default(), clock::now());
+        assert_eq!(halves.take(pair(2), &half(7, false, b"six"), now), None);
+        assert_eq!(halves.take(pair(3), &half(7, true, b"teen"), now), None);
+        assert_eq!(halves.take(pair(2), &half(8, true, b"teen"), now), None);
+
+        let joined = halves.take(pair(2), &half(7, true, b"ty"), now);
+        assert_eq!(joined.unwrap(), b"sixty");
+        let joined = halves.take(pair(2), &half(8, false, b"four"), now);
+        assert_eq!(joined.unwrap(), b"fourteen");
+        // Joined once.
+        assert_eq!(halves.take(pair(2), &half(7, true, b"ty"), now), None);
+    }
+
+    #[test]
+    fn lone_halves_are_forgotten() {
+        let (mut halves, now) = (Halves::default(), clock::now());
+        for id in 0..1000 {
+            halves.take(pair(2), &half(id, false, b"six"), now);
+        }
+        assert!(halves.waiting.len() <= MAX_WAITING);
+
+        let late = now + PATIENCE;
+        assert_eq!(halves.take(pair(2), &half(999, true, b"ty"), late), None);
+        assert_eq!(halves.waiting.len(), 1);
+    }
+
+    #[test]
+    fn whole_packets_are_no_halves() {
+        let (mut halves, now) = (Halves::default(), clock::now());
+        for plain in [
+            &[0x60, 0, 0, 1][..],
+            &[0x45],
+            &[2, 0, 0, 0],
+            &[0, 1, 0, 0],
+            &[0],
+        ] {
+            assert_eq!(halves.take(pair(2), plain, now), None);
+        }
+        assert!(halves.waiting.is_empty());
+    }
+}
