@@ -92,7 +92,8 @@ fn data_goes_by_a_channel_of_the_best_suite_both_have() {
         let frames = fetch(lab);
 
         assert!(bytes(&frames, CHANNEL) > FILE / 20);
-        assert_eq!(bytes(&frames, TRANSPORT), 0);
+        // The session asks how long a packet may be, and carries nothing else that is long.
+        assert!(bytes(&frames, TRANSPORT) < FILE / 80);
         assert!(!frames.iter().any(|frame| frame.has(MARKER.as_bytes())));
         let peers = lab.site.a.ok("agentnet peers --json");
         let peers: Value = serde_json::from_str(&peers).unwrap();
