@@ -406,7 +406,7 @@ impl World {
                     let id = new.id;
                     assert!(self.live.insert(id, new).is_none(), "{id:x} is new");
                 }
-                ChannelChange::Route(_) => {}
+                ChannelChange::Mtu(_) | ChannelChange::Route(_) => {}
                 ChannelChange::Send(id) => {
                     assert!(self.live.contains_key(&id), "{id:x} is there");
                     assert!(self.proven.contains(&id), "the peer has the keys of {id:x}");
