@@ -271,8 +271,8 @@ impl Hop {
 
     /// Takes how many frames with payload others sent to and took from the gateway by this hop.
     pub const fn note_passed(&mut self, sent: u64, received: u64, now: Instant) {
-        self.frames_sent += sent;
-        self.frames_received += received;
+        self.frames_sent = self.frames_sent.saturating_add(sent);
+        self.frames_received = self.frames_received.saturating_add(received);
         if sent > 0 {
             self.last_sent = now;
             if self.waiting_since.is_none() {

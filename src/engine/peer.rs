@@ -271,7 +271,7 @@ impl Peer {
         let Some(sealed) = self.session.seal(packet, now) else {
             return false;
         };
-        self.stats.sent += packet.len() as u64;
+        self.stats.sent = self.stats.sent.saturating_add(packet.len() as u64);
         self.unanswered.get_or_insert(now);
         if !is_control(packet) {
             self.path.handle_sent(now);
@@ -373,7 +373,7 @@ impl Peer {
     }
 
     fn received(&mut self, from: Path, packet: Vec<u8>, now: Instant) -> PeerOutput {
-        self.stats.received += packet.len() as u64;
+        self.stats.received = self.stats.received.saturating_add(packet.len() as u64);
         let is_data = !is_control(&packet);
         if is_data {
             self.counted = self.counted.wrapping_add(1);

@@ -61,14 +61,14 @@ impl Peer {
         out: &mut Vec<PeerOutput>,
     ) {
         if passed.sent.packets > 0 {
-            self.stats.sent += passed.sent.bytes;
+            self.stats.sent = self.stats.sent.saturating_add(passed.sent.bytes);
             self.unanswered.get_or_insert(now);
             self.keepalive = None;
             self.session.note_sent(now);
             self.path.handle_sent(now);
         }
         if passed.received.packets > 0 {
-            self.stats.received += passed.received.bytes;
+            self.stats.received = self.stats.received.saturating_add(passed.received.bytes);
             // Wraps, as the count that probes are answered with does.
             self.counted = self.counted.wrapping_add(passed.received.packets as u32);
             self.heard(now);
