@@ -121,14 +121,7 @@ impl Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(peer: u16) -> Pair {
-        let ip = |n: u16| format!("fd11:0:0:1::{n:x}").parse().unwrap();
-        Pair {
-            local: ip(1),
-            peer: ip(peer),
-        }
-    }
+    use crate::dataplane::testing::pair;
 
     fn to(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))

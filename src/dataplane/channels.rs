@@ -249,16 +249,9 @@ impl Channels {
 mod tests {
     use super::*;
     use crate::dataplane::crypt::OVERHEAD;
+    use crate::dataplane::testing::pair;
     use crate::engine::channel::data_key;
     use crate::wire::channel::Suite;
-
-    fn pair(peer: u16) -> Pair {
-        let ip = |n: u16| format!("fd11:0:0:1::{n:x}").parse().unwrap();
-        Pair {
-            local: ip(1),
-            peer: ip(peer),
-        }
-    }
 
     fn new(id: u32, key: u8) -> ChannelChange {
         ChannelChange::New(NewChannel {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::policy::Pair;
-use crate::wire::channel::parse_half;
+use crate::wire::channel::{half_header, parse_half};
 
 /// Halves that wait for their other half: as many as one burst brings.
 const MAX_WAITING: usize = 128;
@@ -23,7 +23,7 @@ struct Half {
     bytes: Vec<u8>,
 }
 
-/// Joins halves, and numbers those that are sent.
+/// Makes halves, and joins those that came.
 #[derive(Debug, Default)]
 pub(super) struct Halves {
     waiting: VecDeque<Half>,
@@ -31,10 +31,13 @@ pub(super) struct Halves {
 }
 
 impl Halves {
-    /// Returns the number of the next packet that is sent in halves.
-    pub(super) const fn number(&mut self) -> u16 {
+    /// Cuts a packet in its halves, each with what stands before it.
+    pub(super) fn cut(&mut self, packet: &[u8]) -> [Vec<u8>; 2] {
         self.next = self.next.wrapping_add(1);
-        self.next
+        let (first, second) = packet.split_at(packet.len().div_ceil(2));
+        let id = self.next;
+        [(first, false), (second, true)]
+            .map(|(half, is_second)| [&half_header(id, is_second), half].concat())
     }
 
     /// Takes half of a packet of `pair`'s peer and returns the packet that it completes.
@@ -71,16 +74,9 @@ impl Halves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::testing::pair;
     use crate::os::clock;
-    use crate::wire::channel::half_header;
-
-    fn pair(peer: u16) -> Pair {
-        let ip = |n: u16| format!("fd11:0:0:1::{n:x}").parse().unwrap();
-        Pair {
-            local: ip(1),
-            peer: ip(peer),
-        }
-    }
+    use crate::wire::channel::HALF_HEADER;
 
     fn half(id: u16, is_second: bool, bytes: &[u8]) -> Vec<u8> {
         [&half_header(id, is_second), bytes].concat()
@@ -99,6 +95,20 @@ mod tests {
         assert_eq!(joined.unwrap(), b"fourteen");
         // Joined once.
         assert_eq!(halves.take(pair(2), &half(7, true, b"ty"), now), None);
+    }
+
+    /// What one end cuts the other joins, whatever its length.
+    #[test]
+    fn cut_packets_join() {
+        let (mut sender, mut receiver, now) = (Halves::default(), Halves::default(), clock::now());
+        for length in [0_usize, 1, 1001, 1280] {
+            let packet = vec![7; length];
+            let [first, second] = sender.cut(&packet);
+            assert!(first.len().max(second.len()) <= length.div_ceil(2) + HALF_HEADER);
+
+            assert_eq!(receiver.take(pair(2), &first, now), None);
+            assert_eq!(receiver.take(pair(2), &second, now), Some(packet));
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod queue;
 mod relay;
 mod switch;
 mod tables;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 pub use counters::{Snapshot, Traffic};

@@ -28,14 +28,14 @@ const FIRST_FLAGS: u8 = 0x80;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::dataplane) enum Unfit {
     Bad(DropReason),
-    /// It is longer than the path carries, and only its sender can make it shorter; its checksum is
-    /// right.
+    /// It is longer than path and IPv6 promise to carry, and only its sender can make it shorter.
     TooBig,
 }
 
 /// Cuts a super-packet into the packets it stands for, and segments of TCP into such as are no longer
-/// than `mtu`, and gives each to `each`, in order, with its checksum right. Without an `mtu` segments are
-/// cut to what IPv6 promises, and nothing is too big.
+/// than `mtu`, and gives each to `each`, in order, with its checksum right. Other packets may be longer
+/// than that, up to what IPv6 promises. Without an `mtu` segments are cut to what IPv6 promises, and
+/// nothing is too big.
 ///
 /// Each packet is made where its payload lies: its header is written over the end of the one before,
 /// which `each` has seen by then.
@@ -47,7 +47,7 @@ pub(in crate::dataplane) fn split(
 ) -> Result<(), Unfit> {
     const BAD: Unfit = Unfit::Bad(DropReason::IpTransport);
     let segment = mtu.unwrap_or(DEFAULT_MTU);
-    let most = mtu.unwrap_or(usize::MAX);
+    let most = mtu.map_or(usize::MAX, |mtu| mtu.max(DEFAULT_MTU));
     match header.gso().ok_or(BAD)? {
         Gso::None => {
             if let Some((start, offset)) = header.checksum() {

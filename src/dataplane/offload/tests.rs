@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use etherparse::{Ipv6HeaderSlice, PacketBuilder, TcpHeaderSlice, UdpHeaderSlice};
 use proptest::prelude::*;
 
@@ -100,13 +102,20 @@ fn super_packet(stream: &Stream) -> (VirtioHeader, Vec<u8>) {
     (virtio, bytes)
 }
 
-fn pieces(virtio: &VirtioHeader, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
+fn pieces(virtio: &VirtioHeader, packet: Vec<u8>) -> Vec<Vec<u8>> {
+    pieces_of(virtio, packet, Some(usize::MAX)).unwrap()
+}
+
+fn pieces_of(
+    virtio: &VirtioHeader,
+    mut packet: Vec<u8>,
+    mtu: Option<usize>,
+) -> Result<Vec<Vec<u8>>, Unfit> {
     let mut pieces = Vec::new();
-    split(virtio, &mut packet, Some(usize::MAX), |piece| {
+    split(virtio, &mut packet, mtu, |piece| {
         pieces.push(piece.to_vec());
-    })
-    .unwrap();
-    pieces
+    })?;
+    Ok(pieces)
 }
 
 /// Reads a packet by another implementation, checksum included, and returns its payload.
@@ -234,6 +243,26 @@ proptest! {
         prop_assert_eq!(plain(by_flow(&again)), plain(by_flow(&arriving)));
     }
 
+    /// RFC 8899: segments are no longer than the path carries, whatever size the kernel made them for; of
+    /// datagrams it is told to make them shorter, once they are longer than IPv6 promises too.
+    #[test]
+    fn what_is_cut_to_a_path_fits_it(stream in stream(), mtu in 200_usize..2000) {
+        let (virtio, packet) = super_packet(&stream);
+        let longest = (packet.len() - stream.payload.len()) + stream.size.min(stream.payload.len());
+
+        let Ok(pieces) = pieces_of(&virtio, packet, Some(mtu)) else {
+            prop_assert!(stream.gso == Gso::Udp && longest > mtu.max(DEFAULT_MTU));
+            return Ok(());
+        };
+
+        let most = if stream.gso == Gso::Udp { mtu.max(DEFAULT_MTU) } else { mtu };
+        prop_assert!(pieces.iter().all(|piece| piece.len() <= most));
+        let payload: Vec<u8> = pieces.iter().flat_map(|piece| read(piece).0).collect();
+        prop_assert_eq!(payload, stream.payload);
+        let starts = pieces.iter().filter_map(|piece| Some(read(piece).1?.sequence_number()));
+        prop_assert!(starts.collect::<BTreeSet<_>>().len() == pieces.len() || stream.gso == Gso::Udp);
+    }
+
     /// The kernel's word is checked like anybody's.
     #[test]
     fn nonsense_is_refused_without_harm(
@@ -245,6 +274,30 @@ proptest! {
         let _refused = split(&virtio, &mut packet, Some(usize::MAX), |piece| longest = longest.max(piece.len()));
         prop_assert!(longest <= packet.len());
         merge(&[packet.clone(), packet]);
+    }
+}
+
+/// RFC 9293 section 3.7.1: both ends make segments that fit the path, where one is known.
+#[test]
+fn a_syn_asks_for_no_more_than_the_path_carries() {
+    for (mss, mtu, expected) in [(8860, 1440, 1380), (1220, 1440, 1220), (1381, 1440, 1380)] {
+        let step = PacketBuilder::ipv6(ip(1).ip().octets(), ip(2).ip().octets(), 64);
+        let [high, low] = u16::to_be_bytes(mss);
+        let step = step.tcp(1000, 2000, 5, 1000).syn();
+        let step = step.options_raw(&[1, 3, 3, 7, 2, 4, high, low]).unwrap();
+        let mut packet = Vec::new();
+        step.write(&mut packet, &[]).unwrap();
+        let mut data = packet.clone();
+        data[IPV6_HEADER + 13] = 0x10;
+        let before = data.clone();
+
+        clamp(&VirtioHeader::default(), &mut packet, mtu);
+        clamp(&VirtioHeader::default(), &mut data, mtu);
+
+        let (_, tcp) = read(&packet);
+        let asked = tcp.unwrap().options()[6..8].to_vec();
+        assert_eq!(asked, u16::to_be_bytes(expected));
+        assert_eq!(data, before);
     }
 }
 

@@ -16,7 +16,6 @@ use crate::dataplane::worker::{BATCH, IDLE, UDP, Worker, tun_interest};
 use crate::engine::channel::Volume;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
-use crate::wire::channel::half_header;
 use crate::wire::drop::DropReason;
 use crate::wire::icmp6::packet_too_big;
 use crate::wire::ip::Ipv6View;
@@ -115,70 +114,61 @@ impl Worker {
             return;
         };
         let (seen, batches) = (&mut self.seen, &mut self.batches);
+        let halves = &mut self.halves;
         let (to, is_relayed) = (way.to(), way.is_relayed());
         let mut sealed = Volume::default();
-        let split = split(header, packet, mtu, |piece| {
-            let size = piece.len() + way.overhead();
-            if way.seal(sealer, piece, batches.place(pair, to, size)) {
-                seen.tun_in.count(piece.len());
+        let mut seal = |plain: &[u8]| {
+            let size = plain.len() + way.overhead();
+            let is_sealed = way.seal(sealer, plain, batches.place(pair, to, size));
+            if is_sealed {
                 sealed.packets += 1;
-                sealed.bytes += piece.len() as u64;
+                sealed.bytes += plain.len() as u64;
             } else {
                 batches.unplace(size);
+            }
+            is_sealed
+        };
+        let split = split(header, packet, mtu, |piece| {
+            let fits = mtu.is_none_or(|mtu| piece.len() <= mtu);
+            let is_sealed = if fits {
+                seal(piece)
+            } else {
+                halves.cut(piece).iter().all(|half| seal(half))
+            };
+            if is_sealed {
+                seen.tun_in.count(piece.len());
+            } else {
                 seen.drops.count(DropReason::NoSession);
             }
         });
         let relayed = if is_relayed { sealed.packets } else { 0 };
         self.channels.note_sent(pair, sealed, relayed);
-        match split {
-            Ok(()) => {}
-            Err(Unfit::Bad(reason)) => self.seen.drops.count(reason),
-            Err(Unfit::TooBig) if end - VIRTIO <= DEFAULT_MTU => self.send_halves(pair, end),
-            Err(Unfit::TooBig) => self.refuse(pair, end, mtu.unwrap_or(0)),
-        }
+        self.note_unfit(split, pair, end, mtu);
         if self.batches.is_due() {
             self.flush_due();
         }
     }
 
-    /// Seals a packet that IPv6 promises to carry and the path does not, each half by itself.
-    fn send_halves(&mut self, pair: Pair, end: usize) {
-        let packet = self.read.get(VIRTIO..end).unwrap_or_default();
-        let id = self.halves.number();
-        let (first, second) = packet.split_at(packet.len().div_ceil(2));
-        for (half, is_second) in [(first, false), (second, true)] {
-            let Some((sealer, way)) = self.channels.sealer(&pair) else {
-                return;
-            };
-            let plain = [&half_header(id, is_second), half].concat();
-            let size = plain.len() + way.overhead();
-            let place = self.batches.place(pair, way.to(), size);
-            let relayed = u64::from(way.is_relayed());
-            if !way.seal(sealer, &plain, place) {
-                self.batches.unplace(size);
-                self.seen.drops.count(DropReason::NoSession);
-                return;
+    /// Counts what could not be split, and tells its sender which size passes (RFC 4443 section 3.2).
+    fn note_unfit(&mut self, split: Result<(), Unfit>, pair: Pair, end: usize, mtu: Option<usize>) {
+        let reason = match split {
+            Ok(()) => return,
+            Err(Unfit::Bad(reason)) => reason,
+            Err(Unfit::TooBig) => {
+                let packet = self.read.get(VIRTIO..end).unwrap_or_default();
+                let mtu = mtu.unwrap_or(0).max(DEFAULT_MTU);
+                let mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
+                if let Some(error) = packet_too_big(packet, mtu) {
+                    self.write_tun(pair.local, &error);
+                }
+                DropReason::PacketTooBig
             }
-            let sealed = Volume {
-                packets: 1,
-                bytes: plain.len() as u64,
-            };
-            self.channels.note_sent(pair, sealed, relayed);
-        }
-        self.seen.tun_in.count(packet.len());
+        };
+        self.seen.drops.count(reason);
     }
 
-    /// Tells the sender of a packet that is too long for the path which size passes (RFC 4443 section 3.2).
-    fn refuse(&mut self, pair: Pair, end: usize, mtu: usize) {
-        self.seen.drops.count(DropReason::PacketTooBig);
-        let packet = self.read.get(VIRTIO..end).unwrap_or_default();
-        let mtu = u32::try_from(mtu.max(DEFAULT_MTU)).unwrap_or(u32::MAX);
-        if let Some(error) = packet_too_big(packet, mtu) {
-            self.write_tun(pair.local, &error);
-        }
-    }
-
-    /// Cuts what was read into packets of at most `mtu` bytes for the engine.
+    /// Cuts what was read into packets for the engine; those longer than `mtu` come in fragments of the
+    /// underlay.
     fn pieces(
         &mut self,
         pair: Pair,
@@ -195,17 +185,7 @@ impl Worker {
                 bytes: piece.to_vec(),
             });
         });
-        match split {
-            Ok(()) => {}
-            Err(Unfit::Bad(reason)) => self.seen.drops.count(reason),
-            // What IPv6 promises to carry comes in fragments of the underlay if it must.
-            Err(Unfit::TooBig) if end - VIRTIO <= DEFAULT_MTU => {
-                let bytes = self.read.get(VIRTIO..end).unwrap_or_default().to_vec();
-                let Pair { local, peer } = pair;
-                packets.push(OutPacket { local, peer, bytes });
-            }
-            Err(Unfit::TooBig) => self.refuse(pair, end, mtu.unwrap_or(0)),
-        }
+        self.note_unfit(split, pair, end, mtu);
         packets
     }
 
