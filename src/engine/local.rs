@@ -20,6 +20,7 @@ use crate::engine::{
     membership::{Membership, Refused, Trusted},
     path::{Mode, Path},
     peer::{Peer, PeerConfig, PeerOutput},
+    reflexive::Reflexive,
     wireguard::PlainPeer,
     withheld::Withheld,
 };
@@ -57,8 +58,8 @@ pub(crate) struct Local {
     suites: Suites,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
-    /// Where the gateway last saw us; None before the first attachment in this network.
-    reflexive: Option<SocketAddr>,
+    /// Where the gateway sees us.
+    pub(crate) reflexive: Reflexive,
     /// Where others saw us, whom we asked.
     observed: Vec<SocketAddr>,
     /// Our id of the hop that told; None before the first attachment.
@@ -99,7 +100,7 @@ impl Local {
             mode,
             suites: Suites::NONE,
             hosts: Vec::new(),
-            reflexive: None,
+            reflexive: Reflexive::default(),
             observed: Vec::new(),
             told_by: None,
             shared: None,
@@ -302,6 +303,7 @@ impl Local {
                         is_whole,
                     });
                 }
+                PeerOutput::Doubt(doubt) => self.reflexive.doubt(doubt, time.now),
                 PeerOutput::Packet(way, packet) if control::is_control(&packet) => {
                     self.control(peer, way, &packet, time, out);
                 }

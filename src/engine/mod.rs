@@ -21,6 +21,7 @@ mod passed;
 pub mod path;
 mod peer;
 pub mod proven;
+mod reflexive;
 pub mod revoked;
 pub(crate) mod secrets;
 pub mod session;
@@ -333,6 +334,7 @@ impl Engine {
             }
         }
         self.ask_observers(time);
+        self.ask_gateways(time);
         self.report_withheld(time);
         self.follow_twins(time);
     }
@@ -573,6 +575,7 @@ impl Engine {
             .values()
             .filter_map(Local::poll_timeout)
             .chain(self.observers_due())
+            .chain(self.gateways_due())
             .chain(settle)
             .min()
     }

@@ -13,7 +13,7 @@ use crate::engine::{
     installed::Install,
     limits::Bucket,
     membership::Trusted,
-    path::{Mode, Path, PathAgent},
+    path::{Doubt, Mode, Path, PathAgent},
     session::{Opened, Session, SessionKeys},
 };
 use crate::id::{OverlayIp, TunnelSecret};
@@ -63,6 +63,8 @@ pub(crate) enum PeerOutput {
     Datagram(Path, Vec<u8>),
     /// The same, which arrives in one piece or not at all.
     Whole(Path, Vec<u8>),
+    /// Our endpoint may have changed.
+    Doubt(Doubt),
     /// A plain packet from the peer, user data or a control message, and the way it came.
     Packet(Path, Vec<u8>),
 }

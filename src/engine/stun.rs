@@ -94,6 +94,13 @@ impl Observers {
         }
     }
 
+    /// Asks soon whoever is not being asked, since our endpoint changed.
+    fn doubt(&mut self, now: Instant) {
+        for server in self.servers.iter_mut().filter(|s| s.transaction.is_none()) {
+            server.due = now;
+        }
+    }
+
     /// Takes an answer; tells whether it was one, and whether it says something new.
     fn handle(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> Option<bool> {
         let message = stun::parse(bytes)?;
@@ -160,6 +167,7 @@ impl Engine {
         match self.observers.handle(from, bytes, time.now) {
             Some(true) => self.tell_observed(time),
             Some(false) => {}
+            None if self.handle_gateway_stun(from, bytes, time) => {}
             None => self.out.drop(DropReason::DatagramUnknown),
         }
     }
@@ -180,6 +188,12 @@ impl Engine {
     pub(super) fn restart_observers(&mut self, time: Time) {
         self.observers.restart(time.now);
         self.tell_observed(time);
+        self.ask_observers(time);
+    }
+
+    /// Asks anew where we are, since a gateway sees us elsewhere than before.
+    pub(super) fn doubt_observers(&mut self, time: Time) {
+        self.observers.doubt(time.now);
         self.ask_observers(time);
     }
 

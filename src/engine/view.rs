@@ -78,7 +78,7 @@ impl Engine {
             id: attachment.gateway(),
             state: attachment.state(),
             endpoint: hop.map(Hop::endpoint),
-            observed: hop.map(Hop::observed),
+            observed: hop.map(|hop| found.reflexive.endpoint().unwrap_or_else(|| hop.observed())),
             since: found.gateway_since,
             refused: attachment.refused().map(|(_, text)| text.clone()),
         })

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use crate::{
     lab::{Lab, address, in_lab, start_node, status},
+    path_command::seen_at,
     process::Proc,
     site::Site,
     stream::{ALLOW, Download, Stream},
-    world::{Host, now, recovered, wait_within},
+    world::{Host, now, recovered, wait_for, wait_within},
 };
 
 /// Longest outage after the restart of any part.
@@ -15,6 +16,11 @@ const RESTART: Duration = Duration::from_secs(5);
 
 /// Longest outage after a change of address with the gateway up.
 const MOVE: Duration = Duration::from_secs(1);
+
+/// Longest outage after an endpoint changed that its node cannot see: each end leaves the path after 2 s,
+/// one maybe only once the other has left it; and longest time to the next direct path.
+const UNSEEN: Duration = Duration::from_secs(7);
+const PUNCHED: Duration = Duration::from_secs(15);
 
 /// Trust, a web server on B, and a stream from A that goes the way it will stay on.
 fn streaming(lab: &Lab) -> (Proc, Stream) {
@@ -227,5 +233,64 @@ fn reboot_of_the_router_of_one_that_only_answers() {
         let since = now();
         Site::reboot(&lab.site.rb);
         check("reboot of B's router, relayed", &stream, since, RESTART);
+    });
+}
+
+/// Where the world sees A and B, by the direct path in use; empty while there is none.
+fn ends(lab: &Lab) -> [String; 2] {
+    ["local", "remote"].map(|end| seen_at(&lab.site.a, end))
+}
+
+/// Changes where the world sees A, or B, or both, while both routers let in only who was sent to from
+/// there; data is back by the gateway and then goes directly between the endpoints of then.
+#[track_caller]
+fn is_direct_again(lab: &Lab, what: &str, moves: [bool; 2], change: impl Fn(&Site)) {
+    let (_server, stream) = streaming_directly(lab);
+    let before = ends(lab);
+
+    let since = now();
+    change(&lab.site);
+    wait_for("data goes directly between the new endpoints", || {
+        let ends = ends(lab);
+        let differs = [ends[0] != before[0], ends[1] != before[1]];
+        ends.iter().all(|end| !end.is_empty()) && differs == moves
+    });
+    wait_for_path(lab, "direct");
+
+    let punched = since.elapsed();
+    recovered(&format!("{what}, direct again"), punched);
+    assert!(punched < PUNCHED, "{what}: {punched:?}");
+    check(what, &stream, since, UNSEEN);
+}
+
+/// Issue 3, direct whenever the NAT pair permits: nobody but the gateway can tell a node that its
+/// router took another port for it.
+#[test]
+fn reboot_of_a_router_is_no_end_of_direct_paths() {
+    in_lab(|lab| {
+        is_direct_again(lab, "reboot of A's router", [true, false], |site| {
+            Site::reboot(&site.ra);
+        });
+    });
+}
+
+#[test]
+fn reboot_of_both_routers_is_no_end_of_direct_paths() {
+    in_lab(|lab| {
+        is_direct_again(lab, "reboot of both routers", [true, true], |site| {
+            Site::reboot(&site.ra);
+            Site::reboot(&site.rb);
+        });
+    });
+}
+
+/// The provider gives the router of the end that only answers another address.
+#[test]
+fn another_address_of_a_router_is_no_end_of_direct_paths() {
+    in_lab(|lab| {
+        let what = "another address of B's router";
+        is_direct_again(lab, what, [false, true], |site| {
+            Site::renumber(&site.rb, "198.51.100.22");
+        });
     });
 }

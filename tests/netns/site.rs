@@ -95,6 +95,13 @@ impl Site {
              masquerade to :41000-41999 && python3 -c '{FLUSH}'"
         ));
     }
+
+    /// Gives a router another address, as a provider does to one that dials in anew.
+    pub(crate) fn renumber(router: &Host, address: &str) {
+        router.ok(&format!(
+            "ip addr flush dev wan && ip addr add {address}/24 dev wan && python3 -c '{FLUSH}'"
+        ));
+    }
 }
 
 /// Joins a host to the public one by a router of its own: the host is .2 of the LAN, without a route.

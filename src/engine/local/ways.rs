@@ -9,6 +9,7 @@ use crate::engine::{
     local::Local,
     path::{Mode, PathAgent},
     peer::{Peer, PeerOutput},
+    reflexive::Reflexive,
     session::{self, initiator},
 };
 use crate::id::{OverlayIp, TunnelKey};
@@ -38,6 +39,7 @@ impl Local {
         };
         // First, since what is beyond the sixteenth is left out.
         self.reflexive
+            .endpoint()
             .into_iter()
             .chain(self.observed.iter().copied())
             .map(seen)
@@ -72,7 +74,7 @@ impl Local {
         self.drain_attachment(out);
         self.with_all_paths(time, out, |path| path.handle_network_change(time.now));
         // Peers leave an endpoint that is no longer named at once.
-        self.reflexive = None;
+        self.reflexive = Reflexive::default();
         self.tell_candidates(time, out);
     }
 
@@ -103,14 +105,33 @@ impl Local {
         if let Some((id, observed)) = told.filter(|(id, _)| self.told_by != Some(*id)) {
             self.tell_relay_mtu(time, out);
             self.told_by = Some(id);
-            self.reflexive = Some(observed);
-            self.tell_candidates(time, out);
+            self.learn_reflexive(observed, time, out);
         }
         let is_attached = self.is_attached();
         if is_attached != self.had_relay {
             self.had_relay = is_attached;
             self.with_all_paths(time, out, |path| path.set_relay(is_attached, time.now));
         }
+    }
+
+    /// Returns where frames to the gateway go; None while not attached.
+    pub(crate) fn gateway_endpoint(&self) -> Option<SocketAddr> {
+        let hop = self.attachment.as_ref().and_then(Attachment::hop);
+        hop.map(Hop::endpoint)
+    }
+
+    /// Takes where the gateway sees us, which peers are told; tells whether that is news.
+    pub(crate) fn learn_reflexive(
+        &mut self,
+        endpoint: SocketAddr,
+        time: Time,
+        out: &mut Out,
+    ) -> bool {
+        let is_news = self.reflexive.learn(endpoint);
+        if is_news {
+            self.tell_candidates(time, out);
+        }
+        is_news
     }
 
     /// Lets paths know how large a packet the gateway forwards.

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use crate::engine::path::{MAX_LEARNED, Mode, PairState, Path, PathAgent, pair::Pair};
+use crate::engine::path::{Doubt, MAX_LEARNED, Mode, PairState, Path, PathAgent, pair::Pair};
 
 /// How long the path before is kept after a switch (protocol.md section 6).
 const DRAIN: Duration = Duration::from_secs(10);
@@ -108,6 +108,9 @@ impl PathAgent {
                 left.kill();
             }
         }
+        if matches!(self.current, Some(Path::Direct(_))) {
+            self.doubt = Some(Doubt::Lost);
+        }
         self.switch(Some(best), Reason::Lost, now);
     }
 
@@ -136,6 +139,17 @@ impl PathAgent {
     pub(super) fn restart(&mut self, path: Path, now: Instant) {
         if let Some(pair) = self.pairs.get_mut(&path).filter(|_| self.mode.seeks()) {
             pair.restart(now);
+        }
+    }
+
+    /// Probes anew what is silent: the peer is told of another endpoint of ours, and what it sends
+    /// there opens its NAT for us as ours is opened for it.
+    pub(super) fn meet(&mut self, now: Instant) {
+        let seeks = self.mode.seeks();
+        for (path, pair) in &mut self.pairs {
+            if seeks && *path != Path::Relay {
+                pair.meet(now);
+            }
         }
     }
 

@@ -3,8 +3,8 @@
 //! [`PathAgent`] knows neither sessions nor sockets. It is told what was sent and what arrived, says
 //! which probes to send, and names the path for data. Probes only promote: a direct path carries
 //! data after a reply to a probe of ours on that very path. Lack of data demotes (protocol.md
-//! section 6). After each `handle_*` take out everything of [`PathAgent::poll_probe`] and
-//! [`PathAgent::poll_candidates`], then wait no longer than [`PathAgent::poll_timeout`] says.
+//! section 6). After each `handle_*` take out everything of [`PathAgent::poll_probe`],
+//! [`PathAgent::poll_candidates`] and [`PathAgent::poll_doubt`], then wait no longer than [`PathAgent::poll_timeout`] says.
 
 mod candidate;
 mod choice;
@@ -72,6 +72,15 @@ pub struct Probe {
     pub size: Option<u16>,
 }
 
+/// Why our endpoint may be another than the one that the peer was told, as after a reboot of a NAT.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Doubt {
+    /// No reply to a direct probe, and no direct path.
+    Vain,
+    /// A direct path lost data.
+    Lost,
+}
+
 /// Which paths an agent wants.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Mode {
@@ -120,6 +129,8 @@ pub struct PathAgent {
     tell: VecDeque<Instant>,
     /// Whether they are to be told now.
     is_telling: bool,
+    /// None while there is no doubt that was not polled.
+    doubt: Option<Doubt>,
     /// Highest sequence number of the peer's candidates; None before the first of a session.
     remote_seq: Option<u64>,
     /// Endpoints that did not answer so many probes, though no longer named.
@@ -152,6 +163,7 @@ impl PathAgent {
             seq: 0,
             tell: VecDeque::new(),
             is_telling: false,
+            doubt: None,
             remote_seq: None,
             silent: VecDeque::new(),
             next_number: 2,
@@ -232,9 +244,14 @@ impl PathAgent {
         if same_list(&self.local, &local) {
             return;
         }
+        let is_known = |new: &Candidate| self.local.iter().any(|c| c.endpoint == new.endpoint);
+        let is_elsewhere = !local.iter().all(is_known);
         self.local = local;
         self.seq += 1;
         self.schedule_telling(now);
+        if is_elsewhere {
+            self.meet(now);
+        }
     }
 
     /// Takes that a session was confirmed: control messages reach the peer, who may have forgotten
@@ -388,6 +405,21 @@ impl PathAgent {
         }
         let (seq, list) = (self.seq, self.local.clone());
         Some(Candidates { seq, list })
+    }
+
+    /// Returns why our endpoint may have changed, when there was a new reason to think so.
+    pub fn poll_doubt(&mut self) -> Option<Doubt> {
+        self.doubt.take()
+    }
+
+    /// Takes that no reply came to a probe of a direct path.
+    fn note_silence(&mut self, path: Path) {
+        let is_direct = matches!(self.current, Some(Path::Direct(_)));
+        let failing = self.pairs.get(&path).is_some_and(Pair::is_failing);
+        let is_vain = !is_direct || (self.current == Some(path) && failing);
+        if path != Path::Relay && is_vain {
+            self.doubt = self.doubt.max(Some(Doubt::Vain));
+        }
     }
 
     fn number(&mut self) -> u16 {

@@ -233,6 +233,11 @@ impl Pair {
         }
     }
 
+    /// Tells whether more than one probe in a row was lost.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.misses > 1
+    }
+
     pub(super) const fn kill(&mut self) {
         self.state = PairState::Dead;
         self.wanted = None;
@@ -248,6 +253,23 @@ impl Pair {
         let is_dead = matches!(self.state, PairState::Dead);
         if is_dead && self.asked.is_none_or(|at| now >= at + CURIOUS) {
             self.want(now);
+        }
+    }
+
+    /// Begins a silent path anew because the peer is about to probe us from there, or goes on.
+    ///
+    /// One that never answered gets one probe, as its probes bring more, and none soon after another:
+    /// NATs stay open for half a minute, and who makes us change our mind all the time is to gain
+    /// nothing by it.
+    pub(super) fn meet(&mut self, now: Instant) {
+        match self.state {
+            PairState::Dead if self.has_answered => self.restart(now),
+            PairState::Dead => {
+                if self.asked.is_none_or(|at| now >= at + self.retry / 4) {
+                    self.want(now);
+                }
+            }
+            PairState::Alive { .. } | PairState::Probing { .. } | PairState::Unprobed => {}
         }
     }
 

@@ -38,7 +38,10 @@ impl PathAgent {
                         pair.want(now);
                     }
                 }
-                (Some(pair), None) => pair.lost(is_current),
+                (Some(pair), None) => {
+                    pair.lost(is_current);
+                    self.note_silence(lost.path);
+                }
                 (None, _) => {}
             }
         }

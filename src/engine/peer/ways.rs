@@ -68,6 +68,7 @@ impl Peer {
                 self.send_control(&Control::Candidates(candidates.clone()), way, now, out);
             }
         }
+        out.extend(self.path.poll_doubt().map(PeerOutput::Doubt));
         self.drain_channel(now, out);
     }
 

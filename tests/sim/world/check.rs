@@ -44,7 +44,8 @@ const BAD_BOUND: Duration = Duration::from_secs(90);
 /// 25 s; the other end's handshake is then repeated within 5 s.
 const REOPENED: Duration = Duration::from_secs(25 + 5 + 5);
 
-/// Within this a direct path is found; one that was lost is tried again less and less often.
+/// Within this a direct path is found; one that was lost is tried again less and less often, and so is
+/// a gateway asked where it sees a host whose NAT forgot all.
 const DIRECT_BOUND: Duration = Duration::from_secs(10);
 const DIRECT_AGAIN: Duration = Duration::from_secs(100);
 
@@ -352,8 +353,7 @@ impl Play {
 
     /// Tells whether probes that go between two now must find a way, unless they were spent.
     pub(crate) fn is_direct_due(&self, one: usize, other: usize) -> bool {
-        let seeks =
-            |at: usize| self.world.hosts[at].mode.seeks() && !self.paths.stale.contains(&at);
+        let seeks = |at: usize| self.world.hosts[at].mode.seeks();
         let agents = [one, other].map(|at| &self.model.agents[at]);
         let is_up = agents
             .iter()
@@ -441,7 +441,7 @@ impl Play {
         view.and_then(|view| view.current)
     }
 
-    fn is_direct(&self, one: usize, other: usize) -> bool {
+    pub(crate) fn is_direct(&self, one: usize, other: usize) -> bool {
         let is_direct = |path| matches!(path, Some(Path::Direct(_)));
         is_direct(self.path(one, other)) && is_direct(self.path(other, one))
     }
@@ -460,7 +460,9 @@ impl Play {
         let key = link(one, other);
         let is_spent = self.paths.spoiled.contains(&key);
         let is_proven = self.paths.proven.contains(&key);
+        let is_stale = [one, other].iter().any(|at| self.paths.stale.contains(at));
         let bound = match (is_spent, is_proven) {
+            (false, _) if is_stale => DIRECT_AGAIN,
             (false, _) => DIRECT_BOUND,
             (true, true) => DIRECT_AGAIN,
             (true, false) => Duration::ZERO,

@@ -21,6 +21,7 @@ mod model;
 mod nat;
 mod owner;
 mod play;
+mod reboot;
 mod registry;
 mod regressions;
 mod scenario;

@@ -25,7 +25,7 @@ pub(crate) struct Paths {
     pub(crate) spoiled: BTreeSet<Link>,
     /// Those that were seen to be direct at the endpoints of now.
     pub(crate) proven: BTreeSet<Link>,
-    /// Hosts that are seen elsewhere than the gateway last told them, as after their NAT forgot all.
+    /// Hosts that may be seen elsewhere than the gateway last told them, as after their NAT forgot all.
     pub(crate) stale: BTreeSet<usize>,
     /// When the NAT of a host last forgot all.
     pub(crate) rebooted: BTreeMap<usize, Instant>,
@@ -190,18 +190,15 @@ impl Play {
         self.world
             .with(host, |engine, _, time| engine.set_path_mode(mode, time));
         self.paths.doubt(host);
-        self.spoil(host, false);
+        self.spoil(host);
         true
     }
 
     /// Takes that peers may have probed an endpoint of the host in vain.
-    fn spoil(&mut self, host: usize, is_gone: bool) {
+    fn spoil(&mut self, host: usize) {
         for other in 0..self.world.hosts.len() {
             if other != host {
                 self.paths.spoiled.insert(link(host, other));
-                if is_gone {
-                    self.paths.proven.remove(&link(host, other));
-                }
             }
         }
     }
@@ -323,7 +320,10 @@ impl Play {
             self.paths.doubt(host);
             self.paths.stale.insert(host);
             self.paths.rebooted.insert(host, clock::now());
-            self.spoil(host, true);
+            // What was found since and may not be asked again soon is of no use any more.
+            self.paths
+                .proven
+                .retain(|link| link.0 != host && link.1 != host);
         }
         self.settle = ATTACHED;
         true

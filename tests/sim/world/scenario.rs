@@ -18,6 +18,7 @@ use crate::world::faults::Fault;
 use crate::world::generate;
 use crate::world::internet::Node;
 use crate::world::model::{AgentModel, Life, Model};
+use crate::world::nat::NatKind;
 use crate::world::owner::Owner;
 use crate::world::play::{Paths, Play};
 use crate::world::trail::name;
@@ -115,7 +116,17 @@ fn set_up(seed: u64, dice: &mut Dice) -> Play {
     let sites = (0..3 + dice.below(2))
         .map(|_| generate::site(dice))
         .collect::<Vec<_>>();
-    let mut world = Deployment::new(seed, hosts, &sites);
+    set_up_at(&sites, hosts, seed, dice)
+}
+
+/// The same with these sites, and so many agents anywhere in them.
+pub(crate) fn set_up_at(
+    sites: &[Option<NatKind>],
+    hosts: usize,
+    seed: u64,
+    dice: &mut Dice,
+) -> Play {
+    let mut world = Deployment::new(seed, hosts, sites);
     let (start, life) = (
         world.start,
         Duration::from_secs(2400 + 60 * dice.below(80) as u64),
