@@ -17,8 +17,8 @@ use toml::{Table, Value, de::DeTable};
 
 pub use gateway::{AttachSettings, GatewaySettings, GatewayUdpSettings};
 pub use node::{
-    ChannelSettings, DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings, NodeConfig,
-    NodeSettings, PathMode, PathSettings, SuiteChoice, UdpSettings,
+    ChannelSettings, DataplaneSettings, DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings,
+    MAX_WORKERS, NodeConfig, NodeSettings, PathMode, PathSettings, SuiteChoice, UdpSettings,
 };
 pub use registry::{LeaseSettings, LimitSettings, REGISTRY_PORT, RegistryConfig, RegistrySettings};
 
@@ -343,6 +343,16 @@ pub(crate) mod tests {
         let wrong = [("AGENTNET_UDP_PORT", "seven")];
         let error = with_file("", &wrong, Flags::default()).unwrap_err();
         assert!(error.to_string().contains("AGENTNET_UDP_PORT: "), "{error}");
+    }
+
+    #[test]
+    fn the_number_of_workers_has_bounds() {
+        for (text, is_good) in [("1", true), ("8", true), ("0", false), ("9", false)] {
+            let workers = [("AGENTNET_DATAPLANE_WORKERS", text)];
+            let settings = with_file("", &workers, Flags::default());
+
+            assert_eq!(settings.is_ok(), is_good, "{text}");
+        }
     }
 
     #[test]

@@ -4,10 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
 use crate::id::Suffix;
+use crate::policy::Pair;
 
 /// The node's UDP port: fixed, so that a peer's last known endpoint survives a restart, and below
 /// the range the kernel hands to outgoing sockets (32768 on Linux), which could have it in use.
 const UDP_PORT: u16 = 16200;
+
+/// Most workers of the data plane: as many as there are lanes of pairs (protocol.md section 7).
+pub const MAX_WORKERS: u8 = Pair::LANES;
 
 /// What `agentnet.toml` may say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -22,6 +26,7 @@ pub struct NodeSettings {
     pub dns: DnsSettings,
     pub path: PathSettings,
     pub channel: ChannelSettings,
+    pub dataplane: DataplaneSettings,
     pub log: LogSettings,
 }
 
@@ -134,6 +139,16 @@ impl SuiteChoice {
     }
 }
 
+/// The threads that carry packets.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataplaneSettings {
+    /// How many; None means one for each processor, up to [`MAX_WORKERS`].
+    pub workers: Option<u8>,
+    /// Whether they go before all ordinary programs of the host.
+    pub realtime: bool,
+}
+
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -187,9 +202,19 @@ impl Settings for NodeSettings {
         "path.mode",
         "path.stun",
         "channel.suite",
+        "dataplane.workers",
+        "dataplane.realtime",
         "log.level",
         "log.format",
     ];
+
+    fn check(&self) -> Result<(), String> {
+        let workers = self.dataplane.workers;
+        if workers.is_some_and(|n| !(1..=MAX_WORKERS).contains(&n)) {
+            return Err("dataplane.workers is 1 to 8".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// What the daemon runs with: settings whose places are known.
@@ -203,6 +228,7 @@ pub struct NodeConfig {
     pub dns: DnsMode,
     pub path: PathSettings,
     pub suite: SuiteChoice,
+    pub dataplane: DataplaneSettings,
     pub log: LogSettings,
 }
 
@@ -217,6 +243,7 @@ impl NodeConfig {
             dns: settings.dns.mode,
             path: settings.path,
             suite: settings.channel.suite,
+            dataplane: settings.dataplane,
             log: settings.log,
         }
     }

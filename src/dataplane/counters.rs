@@ -22,6 +22,22 @@ pub struct Snapshot {
     pub delivered: BTreeMap<Pair, Instant>,
 }
 
+impl Snapshot {
+    /// Adds what another worker counted; the tables all work by are the oldest any does.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.epoch = self.epoch.min(other.epoch);
+        self.drops.merge(&other.drops);
+        self.udp_in.merge(other.udp_in);
+        self.udp_out.merge(other.udp_out);
+        self.tun_in.merge(other.tun_in);
+        self.tun_out.merge(other.tun_out);
+        for (pair, at) in &other.delivered {
+            let newest = self.delivered.entry(*pair).or_insert(*at);
+            *newest = (*newest).max(*at);
+        }
+    }
+}
+
 /// Packets and bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Traffic {
@@ -30,6 +46,11 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    const fn merge(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
     /// Counts one packet.
     pub(super) const fn count(&mut self, bytes: usize) {
         self.packets += 1;

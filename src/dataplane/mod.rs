@@ -1,7 +1,8 @@
 //! Worker threads that move packets between TUN and UDP.
 //!
-//! One thread owns the TUN devices and the UDP socket. It decides what may pass by the [`Tables`]
-//! the engine publishes, and exchanges batches with the engine over bounded queues.
+//! Each has a queue of every TUN device and a UDP socket of its own, and carries what comes from
+//! there to the end. They decide what may pass by the [`Tables`] the engine publishes, and exchange
+//! batches with the engine over bounded queues.
 
 mod aead;
 mod batch;
@@ -14,6 +15,8 @@ mod memo;
 mod offload;
 mod queue;
 mod relay;
+mod shard;
+mod steer;
 mod switch;
 mod tables;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,7 @@ pub(super) enum Outbound {
 /// The worker's decisions and what they are made by.
 #[derive(Debug)]
 pub(super) struct Switch {
-    tables: Tables,
+    tables: Arc<Tables>,
     filter: Filter,
     /// Pairs that were installed once: their connections are over, not waiting.
     removed: BTreeSet<Pair>,
@@ -45,26 +46,21 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Makes a switch with empty tables: everything is dropped.
-    pub(super) fn new(now: Instant) -> Self {
+    /// Makes one of `count` switches of a node, with empty tables: everything is dropped.
+    pub(super) fn new(now: Instant, count: usize) -> Self {
         Self {
-            tables: Tables::default(),
+            tables: Arc::default(),
             filter: Filter::new(Limits::default(), now),
             removed: BTreeSet::new(),
-            unknown: UnknownLimit::new(now),
+            unknown: UnknownLimit::new(now, count),
             next_sweep: now + SWEEP,
             came: Memo::default(),
             sent: Memo::default(),
         }
     }
 
-    /// Returns the number of the tables in force.
-    pub(super) const fn epoch(&self) -> u64 {
-        self.tables.epoch
-    }
-
     /// Returns the installed peers.
-    pub(super) const fn peers(&self) -> &BTreeMap<Pair, PeerEntry> {
+    pub(super) fn peers(&self) -> &BTreeMap<Pair, PeerEntry> {
         &self.tables.peers
     }
 
@@ -130,13 +126,17 @@ impl Switch {
     }
 
     /// Tells whether what peers send directly is ignored.
-    pub(super) const fn is_hidden(&self) -> bool {
+    pub(super) fn is_hidden(&self) -> bool {
         self.tables.is_hidden
     }
 
     /// Puts `tables` in force and returns the resets of connections that end by it, with the
     /// agent whose TUN they go to.
-    pub(super) fn publish(&mut self, tables: Tables, now: Instant) -> Vec<(OverlayIp, Vec<u8>)> {
+    pub(super) fn publish(
+        &mut self,
+        tables: Arc<Tables>,
+        now: Instant,
+    ) -> Vec<(OverlayIp, Vec<u8>)> {
         self.came.note(None);
         self.sent.note(None);
         let old = std::mem::replace(&mut self.tables, tables);
@@ -253,6 +253,8 @@ struct UnknownLimit {
     window_ends: Instant,
     taken: BTreeMap<Pair, u32>,
     total: u32,
+    /// Most of one window.
+    most: u32,
 }
 
 impl UnknownLimit {
@@ -264,11 +266,14 @@ impl UnknownLimit {
     /// What a program sends before it waits for an answer.
     const PER_PAIR: u32 = 16;
 
-    const fn new(now: Instant) -> Self {
+    /// Makes the limit of one of `count` switches, which share what a node may cost.
+    fn new(now: Instant, count: usize) -> Self {
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         Self {
             window_ends: now,
             taken: BTreeMap::new(),
             total: 0,
+            most: (Self::PER_WINDOW / count).max(Self::PER_PAIR),
         }
     }
 
@@ -278,7 +283,7 @@ impl UnknownLimit {
             self.total = 0;
             self.window_ends = now + Self::WINDOW;
         }
-        if self.total >= Self::PER_WINDOW {
+        if self.total >= self.most {
             return false;
         }
         let taken = self.taken.entry(pair).or_default();
@@ -323,11 +328,11 @@ mod tests {
     }
 
     /// Agents 1 and 3 live here, 4 in another realm; 2 may reach tcp/8000 of 1.
-    fn tables(scope: Option<&str>) -> Tables {
+    fn tables(scope: Option<&str>) -> Arc<Tables> {
         let entry = |scope: &str| PeerEntry {
             inbound: vec![scope.parse().unwrap()],
         };
-        Tables {
+        Arc::new(Tables {
             is_hidden: false,
             epoch: 1,
             locals: [(ip(1), REALM), (ip(3), REALM), (ip(4), Realm(1))].into(),
@@ -335,12 +340,12 @@ mod tests {
                 .map(|scope| (PAIR(), entry(scope)))
                 .into_iter()
                 .collect(),
-        }
+        })
     }
 
     fn switch() -> (Switch, Instant) {
         let now = clock::now();
-        let mut switch = Switch::new(now);
+        let mut switch = Switch::new(now, 1);
         assert!(switch.publish(tables(Some("tcp/8000")), now).is_empty());
         (switch, now)
     }

@@ -3,7 +3,9 @@ mod outbound;
 
 use std::{
     collections::BTreeMap,
-    io, thread,
+    io,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,16 +20,17 @@ use tokio::sync::mpsc;
 
 use crate::dataplane::aead::Library;
 use crate::dataplane::batch::Batches;
-use crate::dataplane::channels::Channels;
 use crate::dataplane::counters::Snapshot;
-use crate::dataplane::halves::Halves;
 use crate::dataplane::offload::{Merger, VIRTIO};
-use crate::dataplane::queue::{Command, Commands, DataplaneHandle, Device, FromWorker, channel};
-use crate::dataplane::switch::Switch;
+use crate::dataplane::queue::{Command, Commands, DataplaneHandle, FromWorker, Queue, channel};
+use crate::dataplane::shard::{MAX_WORKERS, Shards};
+use crate::dataplane::steer;
 use crate::dataplane::tables::{Realm, Tables};
+use crate::engine::ChannelEvent;
 use crate::id::OverlayIp;
 use crate::os::clock;
 use crate::os::cpu;
+use crate::os::realtime;
 use crate::os::udp::UdpPort;
 use crate::policy::Pair;
 use crate::wire::drop::DropReason;
@@ -57,48 +60,57 @@ const WAKE: u64 = 0;
 const UDP: u64 = 1;
 const FIRST_TUN: u64 = 2;
 
-/// What the worker is started with.
+/// What the workers are started with.
 #[derive(Debug)]
 pub struct DataplaneConfig {
-    /// The underlay's socket.
-    pub udp: UdpPort,
+    /// The underlay's sockets, which share one port: each has a worker.
+    pub udp: Vec<UdpPort>,
+    /// Whether workers go before all ordinary programs of the host.
+    pub is_realtime: bool,
 }
 
-/// Starts the worker thread; it ends on shutdown or when the handle is dropped.
+/// Starts the worker threads; they end on shutdown or when the handle is dropped.
 pub fn start(config: DataplaneConfig) -> io::Result<(DataplaneHandle, mpsc::Receiver<FromWorker>)> {
-    let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-    let (handle, commands) = channel(wake);
+    let count = config.udp.len();
+    if !(1..=MAX_WORKERS).contains(&count) {
+        let error = "the data plane has one to eight workers, each with a socket";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+    }
+    if let [first, _, ..] = config.udp.as_slice()
+        && let Err(error) = first.choose_by(&steer::program(count))
+    {
+        tracing::info!(%error, "The kernel shares packets out among workers by their senders");
+    }
+    let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+    let wakes = (0..count).map(|_| EventFd::from_flags(flags));
+    let (handle, ends) = channel(wakes.collect::<nix::Result<_>>()?);
     let (to_engine, from_worker) = mpsc::channel(ENGINE_QUEUE);
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(commands.wake(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-    epoll.add(&config.udp, EpollEvent::new(EpollFlags::EPOLLIN, UDP))?;
-    let now = clock::now();
-    let worker = Worker {
-        epoll,
-        commands,
-        to_engine,
-        udp: config.udp,
-        tuns: BTreeMap::new(),
-        next_token: FIRST_TUN,
-        lost: Vec::new(),
-        switch: Switch::new(now),
-        channels: Channels::new(library()),
-        batches: Batches::default(),
-        is_blocked: false,
-        report_at: None,
-        merger: Merger::default(),
-        halves: Halves::default(),
-        now,
-        read_at: now,
-        seen: Snapshot::default(),
-        received: vec![0; MAX_PACKET * RECEIVES],
-        read: vec![0; VIRTIO + MAX_PACKET],
-    };
-    worker.udp.merge_received();
-    thread::Builder::new()
-        .name("dataplane".to_owned())
-        .spawn(move || worker.run())?;
+    let shards = Arc::new(Shards::new(count, library(), clock::now()));
+    for (index, (commands, udp)) in ends.into_iter().zip(config.udp).enumerate() {
+        let worker = Worker::new(index, commands, udp, Arc::clone(&shards), to_engine.clone())?;
+        thread::Builder::new()
+            .name(format!("dataplane-{index}"))
+            .spawn(move || {
+                if config.is_realtime {
+                    go_first(index);
+                }
+                worker.run();
+            })?;
+    }
     Ok((handle, from_worker))
+}
+
+/// Has this thread go before ordinary ones; says once if it may not.
+fn go_first(index: usize) {
+    if let Err(error) = realtime::go_first()
+        && index == 0
+    {
+        tracing::warn!(
+            %error,
+            "The data plane does not run in real time: that takes CAP_SYS_NICE \
+             (in systemd: AmbientCapabilities=CAP_SYS_NICE and RestrictRealtime=no)"
+        );
+    }
 }
 
 fn library() -> Library {
@@ -118,27 +130,28 @@ const fn tun_interest(is_blocked: bool) -> EpollFlags {
     }
 }
 
-/// The thread's state; nobody else sees it.
+/// A thread's state; what belongs to pairs is shared with the others.
 #[derive(Debug)]
 struct Worker {
+    /// Its number among the workers, and that of the part of pairs it owns.
+    index: usize,
+    shards: Arc<Shards>,
     epoll: Epoll,
     commands: Commands,
-    to_engine: mpsc::Sender<FromWorker>,
     udp: UdpPort,
     tuns: BTreeMap<OverlayIp, Tun>,
     next_token: u64,
     /// Agents whose device is gone, until the engine could be told.
     lost: Vec<OverlayIp>,
-    switch: Switch,
-    channels: Channels,
     /// Sealed packets on their way out.
     batches: Batches,
     /// Whether the socket takes nothing now; until it does, no TUN is read.
     is_blocked: bool,
     /// When the engine is told what channels carried; None while they carry nothing.
     report_at: Option<Instant>,
+    /// Parts of the pairs whose channels carried something by this worker since then.
+    used: [bool; MAX_WORKERS],
     merger: Merger,
-    halves: Halves,
     /// Read once per wake-up and batch.
     now: Instant,
     /// When the socket last gave anything.
@@ -148,18 +161,55 @@ struct Worker {
     received: Vec<u8>,
     /// One packet of a TUN, with its header.
     read: Vec<u8>,
+    /// Last, so that whoever waits for its end finds everything else closed.
+    to_engine: mpsc::Sender<FromWorker>,
 }
 
 #[derive(Debug)]
 struct Tun {
     realm: Realm,
     token: u64,
-    device: Device,
+    queue: Queue,
     /// When it last gave anything.
     read_at: Instant,
 }
 
 impl Worker {
+    fn new(
+        index: usize,
+        commands: Commands,
+        udp: UdpPort,
+        shards: Arc<Shards>,
+        to_engine: mpsc::Sender<FromWorker>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(commands.wake(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&udp, EpollEvent::new(EpollFlags::EPOLLIN, UDP))?;
+        udp.merge_received();
+        let now = clock::now();
+        Ok(Self {
+            index,
+            shards,
+            epoll,
+            commands,
+            udp,
+            tuns: BTreeMap::new(),
+            next_token: FIRST_TUN,
+            lost: Vec::new(),
+            batches: Batches::default(),
+            is_blocked: false,
+            report_at: None,
+            used: [false; MAX_WORKERS],
+            merger: Merger::default(),
+            now,
+            read_at: now,
+            seen: Snapshot::default(),
+            received: vec![0; MAX_PACKET * RECEIVES],
+            read: vec![0; VIRTIO + MAX_PACKET],
+            to_engine,
+        })
+    }
+
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); 64];
         loop {
@@ -206,27 +256,28 @@ impl Worker {
                 Command::AddTun {
                     local,
                     realm,
-                    device,
+                    queue,
                     done,
                 } => {
-                    let _told = done.send(self.add_tun(local, realm, device));
+                    let _told = done.send(self.add_tun(local, realm, queue));
                 }
-                Command::Channel(event) => {
-                    let (local, peer) = (event.local, event.peer);
-                    let pair = Pair { local, peer };
-                    if self.switch.peers().contains_key(&pair) {
-                        self.channels.change(pair, event.change);
-                    }
-                }
+                Command::Channel(event) => self.change_channel(event),
                 Command::Counters(done) => {
-                    self.seen.epoch = self.switch.epoch();
                     let _told = done.send(self.seen.clone());
                 }
-                Command::Deliver(packets) => self.deliver(packets),
-                Command::Hop(event) => self.channels.change_hop(event),
+                Command::Deliver(packets) => self.deliver_all(packets),
+                Command::Hop(event) => {
+                    // Each part is changed by its owner, and judges frames by a window of its own.
+                    let shards = Arc::clone(&self.shards);
+                    shards.hold().at(self.index).channels.change_hop(event);
+                }
                 Command::Inject { local, bytes } => self.inject(local, &bytes),
-                Command::Publish(tables, done) => {
-                    self.publish(tables);
+                Command::Publish {
+                    number,
+                    tables,
+                    done,
+                } => {
+                    self.publish(number, &tables);
                     let _told = done.send(());
                 }
                 Command::RemoveTun(local, done) => {
@@ -246,16 +297,30 @@ impl Worker {
         true
     }
 
-    fn add_tun(&mut self, local: OverlayIp, realm: Realm, device: Device) -> io::Result<()> {
+    fn change_channel(&self, event: ChannelEvent) {
+        let pair = Pair {
+            local: event.local,
+            peer: event.peer,
+        };
+        let mut held = self.shards.hold();
+        let shard = held.at(self.shards.of(&pair));
+        if shard.switch.peers().contains_key(&pair) {
+            shard.channels.change(pair, event.change);
+        }
+    }
+
+    fn add_tun(&mut self, local: OverlayIp, realm: Realm, queue: Queue) -> io::Result<()> {
         self.remove_tun(local);
         let token = self.next_token;
-        let interest = EpollEvent::new(tun_interest(self.is_blocked), token);
-        self.epoll.add(&device.fd, interest)?;
+        if queue.is_read {
+            let interest = EpollEvent::new(tun_interest(self.is_blocked), token);
+            self.epoll.add(&queue.fd, interest)?;
+        }
         self.next_token += 1;
         let tun = Tun {
             realm,
             token,
-            device,
+            queue,
             read_at: self.now,
         };
         self.tuns.insert(local, tun);
@@ -265,22 +330,29 @@ impl Worker {
     fn remove_tun(&mut self, local: OverlayIp) {
         if let Some(tun) = self.tuns.remove(&local) {
             // Closing alone does not take it out of the set while a duplicate is open elsewhere.
-            let _absent = self.epoll.delete(&tun.device.fd);
+            let _absent = self.epoll.delete(&tun.queue.fd);
         }
     }
 
-    fn publish(&mut self, tables: Tables) {
-        for (local, bytes) in self.switch.publish(tables, self.now) {
-            self.write_tun(local, &bytes);
+    /// Puts tables in force for all pairs, unless another worker was first. Whatever this worker
+    /// seals from now on is sealed by these or newer ones, and so is what it keeps.
+    fn publish(&mut self, number: u64, tables: &Arc<Tables>) {
+        let shards = Arc::clone(&self.shards);
+        let mut held = shards.hold();
+        for index in 0..shards.count() {
+            for (local, bytes) in held.at(index).publish(number, tables, self.now) {
+                self.write_tun(local, &bytes);
+            }
         }
-        let peers = self.switch.peers();
-        self.channels.retain(|pair| peers.contains_key(pair));
+        drop(held);
+        let peers = &tables.peers;
         // What the socket has not taken yet is not sent any more either.
         let dropped = self.batches.retain(|pair| peers.contains_key(pair));
         self.seen.drops.add(DropReason::NoPeer, dropped);
         self.seen
             .delivered
             .retain(|pair, _| peers.contains_key(pair));
+        self.seen.epoch = tables.epoch;
     }
 
     /// Our own packets pass no filter, but only their own agent gets them.
@@ -315,23 +387,33 @@ impl Worker {
 
     /// Tells the engine what channels carried, if it is time.
     fn report(&mut self) {
-        if self.report_at.is_none() && self.channels.has_passed() {
+        if self.report_at.is_none() && self.used.contains(&true) {
             self.report_at = Some(self.now + REPORT);
         }
         if self.report_at.is_none_or(|at| clock::now() < at) {
             return;
         }
-        self.report_at = None;
-        let passed = self.channels.take_passed();
-        if passed.is_empty() {
-            return;
-        }
-        if let Err(error) = self.to_engine.try_send(FromWorker::Passed(passed)) {
+        let Ok(room) = self.to_engine.try_reserve() else {
             // Told with the next report, when the queue has room.
-            if let FromWorker::Passed(passed) = error.into_inner() {
-                self.channels.untake(passed);
-                self.report_at = Some(self.now + REPORT);
-            }
+            self.report_at = Some(self.now + REPORT);
+            return;
+        };
+        self.report_at = None;
+        let used = std::mem::take(&mut self.used);
+        let mut held = self.shards.hold();
+        let used = (0..MAX_WORKERS).zip(used).filter(|(_, is_used)| *is_used);
+        // Another worker may have told of a part already.
+        let passed = used.flat_map(|(index, _)| held.at(index).channels.take_passed());
+        let passed = passed.collect::<Vec<_>>();
+        if !passed.is_empty() {
+            room.send(FromWorker::Passed(passed));
+        }
+    }
+
+    /// Notes that channels of part `index` carried something.
+    fn note_used(&mut self, index: usize) {
+        if let Some(is_used) = self.used.get_mut(index) {
+            *is_used = true;
         }
     }
 

@@ -119,6 +119,8 @@ pub(crate) struct ChannelConfig {
     pub(crate) suites: Suites,
     /// 24 bits that no other peer of this socket has; our channel ids begin with them.
     pub(crate) index: u32,
+    /// What the low 3 bits of our channel ids are: by these packets are shared out among workers.
+    pub(crate) lane: u8,
     /// 32 random bytes.
     pub(crate) seed: Zeroizing<[u8; 32]>,
 }
@@ -461,7 +463,8 @@ impl ChannelAgent {
     fn unused_id(&mut self) -> u32 {
         let offered = self.offered.as_ref().map(|offered| offered.offer.low);
         loop {
-            let id = (self.config.index << 8) | (self.rng.plain().next_u32() & 0xff);
+            let drawn = self.rng.plain().next_u32() & 0xf8;
+            let id = (self.config.index << 8) | drawn | u32::from(self.config.lane & 7);
             let is_used = offered == Some(id) || self.live.iter().any(|live| live.id == id);
             if !is_used {
                 return id;

@@ -54,7 +54,7 @@ pub struct ChannelEvent {
 }
 
 /// By which hop frames of `local` go from now on, for whoever seals and opens.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HopEvent {
     pub local: OverlayIp,
     /// None when there is none: the engine gets everything that is relayed.

@@ -29,16 +29,16 @@ pub enum DeviceError {
 ///
 /// Returns the device's name. The device goes when the data plane lets go of it.
 pub(super) async fn bring_up(handle: &Handle, local: OverlayIp) -> Result<String, DeviceError> {
-    let device = tun::create(tun::ANY_NAME, MTU, true)?;
+    let plane = handle.call(|core| core.dataplane().clone()).await?;
+    let device = tun::create(tun::ANY_NAME, MTU, true, plane.workers())?;
     Routing::open()?
         .attach(&device.name, device.index, local)
         .await?;
     let taken = Device {
-        fd: device.fd,
+        fds: device.fds,
         has_header: device.has_header,
         has_udp_offload: device.has_udp_offload,
     };
-    let plane = handle.call(|core| core.dataplane().clone()).await?;
     plane
         .add_tun(local, HOST, taken)
         .await

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::config::{NodeConfig, PathMode, SuiteChoice};
+use crate::config::{DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, SuiteChoice};
 use crate::dataplane::{self, DataplaneConfig};
 use crate::engine::{membership::Membership, names::Zone, path::Mode};
 use crate::id::{OverlayIp, Suffix};
@@ -31,7 +31,7 @@ use crate::os::{
     dns::{Applied, DnsError, Owner},
     random,
     timer::Alarm,
-    udp::{self, UdpError},
+    udp::{self, UdpError, UdpPort},
 };
 use crate::wire::channel::{Suite, Suites};
 
@@ -100,9 +100,13 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let (store, state) = Store::open(&config.state)?;
     let listener = local_api::bind(&config.socket)?;
-    let udp = udp::bind(config.port)?;
-    let port = udp.port().map_err(DaemonError::Dataplane)?;
-    let plane = dataplane::start(DataplaneConfig { udp });
+    let udp = udp::bind_shared(config.port, workers(config.dataplane))?;
+    let port = udp.first().map_or(Ok(config.port), UdpPort::port);
+    let port = port.map_err(DaemonError::Dataplane)?;
+    let plane = dataplane::start(DataplaneConfig {
+        udp,
+        is_realtime: config.dataplane.realtime,
+    });
     let (plane, worker) = plane.map_err(DaemonError::Dataplane)?;
     let (handle, jobs) = driver::channel();
     let (lookups, wanted) = mpsc::channel(MAX_AGENTS);
@@ -172,6 +176,12 @@ const fn path_mode(mode: PathMode) -> Mode {
         PathMode::Hidden => Mode::Hidden,
         PathMode::Relay => Mode::Relay,
     }
+}
+
+fn workers(settings: DataplaneSettings) -> usize {
+    let most = usize::from(MAX_WORKERS);
+    let wanted = settings.workers.map(usize::from);
+    wanted.unwrap_or_else(cpu::count).clamp(1, most)
 }
 
 fn suites(choice: SuiteChoice) -> Suites {

@@ -208,7 +208,7 @@ impl Core {
             self.dataplane.change_channel(event);
         }
         while let Some(event) = self.engine.poll_hop() {
-            self.dataplane.change_hop(event);
+            self.dataplane.change_hop(&event);
         }
         let mut packets = Vec::new();
         while let Some(packet) = self.engine.poll_packet() {
@@ -419,8 +419,11 @@ mod tests {
         let name = format!("agentnet-driver-{}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         let (store, state) = Store::open(&dir).unwrap();
-        let udp = udp::bind(0).unwrap();
-        let (plane, worker) = dataplane::start(DataplaneConfig { udp }).unwrap();
+        let config = DataplaneConfig {
+            udp: udp::bind_shared(0, 2).unwrap(),
+            is_realtime: false,
+        };
+        let (plane, worker) = dataplane::start(config).unwrap();
         let (handle, jobs) = channel();
         let (gateways, _wanted) = mpsc::channel(1);
         let core = Core::new(store, state, [7; 32], plane, gateways);

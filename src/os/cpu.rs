@@ -1,5 +1,12 @@
 //! What the processor can do.
 
+use std::{num::NonZero, thread};
+
+/// Returns how many processors this process may use, as far as that is known.
+pub fn count() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// Tells whether AES-GCM runs in hardware: without, it is slow, and its time tells of keys.
 pub fn has_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

@@ -9,6 +9,7 @@ pub mod link;
 pub mod lock;
 pub mod paths;
 pub mod random;
+pub mod realtime;
 pub mod route;
 pub mod suspend;
 pub mod sysctl;

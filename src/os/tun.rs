@@ -8,7 +8,7 @@ use std::{
 
 use nix::errno::Errno;
 use thiserror::Error;
-use tun_rs::DeviceBuilder;
+use tun_rs::{DeviceBuilder, SyncDevice};
 
 /// The kernel takes the first free number for `%d`.
 pub const ANY_NAME: &str = "agn%d";
@@ -33,8 +33,9 @@ pub enum TunError {
 pub struct Tun {
     pub name: String,
     pub index: u32,
-    /// Nonblocking; each read or write is one IP packet.
-    pub fd: OwnedFd,
+    /// Its queues, at least one: nonblocking; each read or write is one IP packet. What is written
+    /// to one of them has the kernel put the answers into it.
+    pub fds: Vec<OwnedFd>,
     /// Whether a `struct virtio_net_hdr` stands before each packet, and TCP segments of one flow
     /// come and go as one packet of up to 64 KiB.
     pub has_header: bool,
@@ -43,19 +44,21 @@ pub struct Tun {
 }
 
 /// Creates a device named `name` (or [`ANY_NAME`]), with offloads where the kernel has them and
-/// `offload` asks for them.
-pub fn create(name: &str, mtu: u16, offload: bool) -> Result<Tun, TunError> {
+/// `offload` asks for them, and with `queues` queues where it has several.
+pub fn create(name: &str, mtu: u16, offload: bool, queues: usize) -> Result<Tun, TunError> {
     // tun-rs would make the device node itself; whether there is one is the host's decision.
     if !Path::new(NODE).exists() {
         return Err(TunError::NoDevice);
     }
     let failed = |error: io::Error| classify(name, error);
     // Not brought up here: addresses and settings come first.
+    let is_multi = queues > 1;
     let build = |offload| {
         DeviceBuilder::new()
             .name(name)
             .mtu(mtu)
             .offload(offload)
+            .multi_queue(is_multi)
             .inherit_enable_state()
             .build_sync()
     };
@@ -65,14 +68,28 @@ pub fn create(name: &str, mtu: u16, offload: bool) -> Result<Tun, TunError> {
         device = build(false);
     }
     let device = device.map_err(failed)?;
-    device.set_nonblocking(true).map_err(failed)?;
+    let mut fds = vec![opened(&device).map_err(failed)?];
+    while is_multi && fds.len() < queues {
+        match device.try_clone().and_then(|queue| opened(&queue)) {
+            Ok(fd) => fds.push(fd),
+            Err(error) => {
+                tracing::info!(%error, "A TUN device has fewer queues than asked for");
+                break;
+            }
+        }
+    }
     Ok(Tun {
         name: device.name().map_err(failed)?,
         index: device.if_index().map_err(failed)?,
-        fd: device.as_fd().try_clone_to_owned().map_err(failed)?,
+        fds,
         has_header: device.tcp_gso(),
         has_udp_offload: device.udp_gso(),
     })
+}
+
+fn opened(queue: &SyncDevice) -> io::Result<OwnedFd> {
+    queue.set_nonblocking(true)?;
+    queue.as_fd().try_clone_to_owned()
 }
 
 fn is_of(error: &io::Error, errno: Errno) -> bool {

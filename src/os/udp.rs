@@ -9,10 +9,14 @@ use std::{
 
 use nix::{
     errno::Errno,
+    libc::{sock_filter, sock_fprog},
     sys::socket::{
         AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
         SockaddrStorage, bind as bind_fd, recvmsg, sendmsg, setsockopt, socket,
-        sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce, SndBuf, SndBufForce, UdpGroSegment},
+        sockopt::{
+            AttachReusePortCbpf, Ipv6V6Only, RcvBuf, RcvBufForce, ReusePort, SndBuf, SndBufForce,
+            UdpGroSegment,
+        },
     },
 };
 use rustix::net::sockopt::{
@@ -66,11 +70,47 @@ pub struct Received {
 
 /// Binds `port` (0 = any free one) for IPv6 and IPv4, or for IPv4 alone where there is no IPv6.
 pub fn bind(port: u16) -> Result<UdpPort, UdpError> {
-    let mut bound = open(port, true);
+    let mut bound = open(port, true, false);
     if let Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL | Errno::EPROTONOSUPPORT) = bound {
-        bound = open(port, false);
+        bound = open(port, false, false);
     }
     bound.map_err(|errno| classify(port, io::Error::from(errno)))
+}
+
+/// Binds `port` as [`bind`] does, by `count` sockets among which the kernel shares out what arrives:
+/// all of one sender to one of them. Where it cannot there is one socket.
+pub fn bind_shared(port: u16, count: usize) -> Result<Vec<UdpPort>, UdpError> {
+    let mut sockets = vec![bind(port)?];
+    if count > 1
+        && let Err(errno) = share(&mut sockets, count)
+    {
+        tracing::info!(%errno, "The kernel does not share a UDP port out among sockets");
+        sockets.truncate(1);
+    }
+    Ok(sockets)
+}
+
+fn share(sockets: &mut Vec<UdpPort>, count: usize) -> nix::Result<()> {
+    let Some(first) = sockets.first() else {
+        return Ok(());
+    };
+    let (is_dual, local) = (first.is_dual, first.socket.local_addr());
+    let port = local.map_err(|_| Errno::EINVAL)?.port();
+    // Only now that it is bound: a port that another program has is refused, and not shared.
+    setsockopt(&first.socket, ReusePort, &true)?;
+    while sockets.len() < count {
+        sockets.push(open(port, is_dual, true)?);
+    }
+    Ok(())
+}
+
+/// One instruction of a classic BPF program (`struct sock_filter` of linux/filter.h).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Instruction {
+    pub code: u16,
+    /// Instructions to skip when a comparison holds, and when it does not.
+    pub jump: (u8, u8),
+    pub operand: u32,
 }
 
 /// Binds one address of one IP version, as servers are told to.
@@ -116,7 +156,7 @@ fn classify(port: u16, source: io::Error) -> UdpError {
     }
 }
 
-fn open(port: u16, is_dual: bool) -> nix::Result<UdpPort> {
+fn open(port: u16, is_dual: bool, is_shared: bool) -> nix::Result<UdpPort> {
     let (family, any) = match is_dual {
         true => (AddressFamily::Inet6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         false => (AddressFamily::Inet, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -125,6 +165,9 @@ fn open(port: u16, is_dual: bool) -> nix::Result<UdpPort> {
     let fd = socket(family, SockType::Datagram, flags, None)?;
     if is_dual {
         setsockopt(&fd, Ipv6V6Only, &false)?;
+    }
+    if is_shared {
+        setsockopt(&fd, ReusePort, &true)?;
     }
     enlarge(&fd)?;
     bind_fd(
@@ -147,6 +190,27 @@ impl UdpPort {
     /// Returns the address it is bound to.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+
+    /// Has `program` choose which of the sockets that share the port gets a datagram: it sees the
+    /// payload and returns the socket's number, in the order they were bound; one that is not there
+    /// leaves the choice to the kernel.
+    pub fn choose_by(&self, program: &[Instruction]) -> io::Result<()> {
+        let code = |one: &Instruction| sock_filter {
+            code: one.code,
+            jt: one.jump.0,
+            jf: one.jump.1,
+            k: one.operand,
+        };
+        let mut filter = program.iter().map(code).collect::<Vec<_>>();
+        let len = u16::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
+        // The kernel copies it before the call returns.
+        let program = sock_fprog {
+            len,
+            filter: filter.as_mut_ptr(),
+        };
+        setsockopt(&self.socket, AttachReusePortCbpf, &program)?;
+        Ok(())
     }
 
     /// Lets the kernel hand over datagrams of one sender together, for [`UdpPort::recv_many`];
@@ -372,6 +436,46 @@ mod tests {
                 assert!(clock::now() < end, "not all arrived");
             }
             assert_eq!(got, sent);
+        }
+    }
+
+    /// Nobody else gets at a port that is shared, and whoever answers comes from it.
+    #[test]
+    fn sockets_share_a_port_with_nobody_else() {
+        let sockets = bind_shared(0, 3).unwrap();
+        let number = sockets[0].port().unwrap();
+        assert_eq!(sockets.len(), 3);
+        for socket in &sockets {
+            assert_eq!(socket.port().unwrap(), number);
+        }
+
+        for error in [
+            bind_shared(number, 3).unwrap_err(),
+            bind(number).unwrap_err(),
+        ] {
+            assert!(matches!(error, UdpError::PortInUse(n) if n == number));
+        }
+    }
+
+    /// The first byte says which socket gets it.
+    #[test]
+    fn a_program_chooses_the_socket() {
+        const LOAD_BYTE: u16 = 0x30;
+        const RETURN_LOADED: u16 = 0x16;
+        let sockets = bind_shared(0, 3).unwrap();
+        let to = SocketAddr::from(([127, 0, 0, 1], sockets[0].port().unwrap()));
+        let program = [LOAD_BYTE, RETURN_LOADED].map(|code| Instruction {
+            code,
+            jump: (0, 0),
+            operand: 0,
+        });
+        sockets[0].choose_by(&program).unwrap();
+        let sender = bind(0).unwrap();
+
+        for byte in [1, 0, 2, 2, 1] {
+            sender.send_to(&[byte, 9], to).unwrap();
+            let (bytes, _) = receive(&sockets[usize::from(byte)]);
+            assert_eq!(bytes, [byte, 9]);
         }
     }
 

@@ -17,6 +17,25 @@ pub struct Pair {
     pub peer: OverlayIp,
 }
 
+impl Pair {
+    /// Lanes there are.
+    pub const LANES: u8 = 8;
+
+    /// Returns the lane of this pair: a number below [`Pair::LANES`] that never changes, by which
+    /// pairs are shared out, and in which the low bits of its channel ids are alike.
+    pub fn lane(&self) -> u8 {
+        Self::lane_of(self.local.ip().octets(), self.peer.ip().octets())
+    }
+
+    /// Returns the lane of the pair of two addresses, whichever of them is the local one.
+    pub fn lane_of(one: [u8; 16], other: [u8; 16]) -> u8 {
+        let mixed = u128::from_be_bytes(one) ^ u128::from_be_bytes(other);
+        // Fibonacci hashing: the top bits depend on all below.
+        let spread = ((mixed >> 64) as u64 ^ mixed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (spread >> 61) as u8
+    }
+}
+
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
@@ -205,6 +224,21 @@ mod tests {
         fn hear(&mut self, peer: u16, kind: &str, ports: (u16, u16), scopes: &[Scope]) -> Verdict {
             self.receive(peer, &packet(ip(peer), ip(1), kind, ports), scopes)
         }
+    }
+
+    /// Packets of both directions have one lane, and peers of one agent spread over all of them.
+    #[test]
+    fn lanes_are_of_both_directions_and_all_are_used() {
+        let lane = |peer| pair(peer).lane();
+        let mut peers = [0_u32; Pair::LANES as usize];
+        for peer in 2..802 {
+            let (local, peer) = (ip(1).ip().octets(), ip(peer).ip().octets());
+            let found = Pair::lane_of(peer, local);
+            assert_eq!(found, Pair::lane_of(local, peer));
+            peers[usize::from(found)] += 1;
+        }
+        assert!(peers.iter().all(|n| (50..150).contains(n)), "{peers:?}");
+        assert_eq!(lane(2), lane(2));
     }
 
     #[test]

@@ -35,6 +35,9 @@ use crate::world::{Host, PATIENCE, in_world};
 
 const MTU: u16 = 1280;
 
+/// Of the data plane and queues of the device, so that packets come by several.
+const WORKERS: usize = 2;
+
 fn ip(last: u16) -> OverlayIp {
     format!("fd11:2233:4455:1::{last:x}").parse().unwrap()
 }
@@ -50,7 +53,7 @@ fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> T + Send) -> T {
 
 /// Creates a device and wires it in.
 async fn device(address: OverlayIp) -> Result<Tun, RouteError> {
-    let tun = tun::create(tun::ANY_NAME, MTU, true).unwrap();
+    let tun = tun::create(tun::ANY_NAME, MTU, true, WORKERS).unwrap();
     let routing = Routing::open().unwrap();
     routing.attach(&tun.name, tun.index, address).await?;
     Ok(tun)
@@ -180,7 +183,7 @@ fn a_device_needs_the_capability_and_says_so() {
     const DENIED: &str = "AGENTNET_TEST_DENIED";
     in_world(|world| {
         if env::var_os(DENIED).is_some() {
-            let error = tun::create(tun::ANY_NAME, MTU, true).unwrap_err();
+            let error = tun::create(tun::ANY_NAME, MTU, true, WORKERS).unwrap_err();
             assert!(matches!(error, TunError::Denied), "{error}");
             return;
         }
@@ -212,7 +215,7 @@ fn a_host_without_tun_devices_is_named_as_such() {
         let host = world.host("a");
         host.ok("mount -t tmpfs none /dev/net");
 
-        let error = host.enter(|| tun::create(tun::ANY_NAME, MTU, true).unwrap_err());
+        let error = host.enter(|| tun::create(tun::ANY_NAME, MTU, true, WORKERS).unwrap_err());
 
         assert!(matches!(error, TunError::NoDevice), "{error}");
         host.fails(2, "ls /dev/net/tun");
@@ -229,7 +232,7 @@ struct Node {
 
 fn taken(tun: Tun) -> Device {
     Device {
-        fd: tun.fd,
+        fds: tun.fds,
         has_header: tun.has_header,
         has_udp_offload: tun.has_udp_offload,
     }
@@ -238,8 +241,11 @@ fn taken(tun: Tun) -> Device {
 impl Node {
     async fn start(scope: Option<&str>) -> Self {
         let tun = device(ip(1)).await.unwrap();
-        let udp = udp::bind(0).unwrap();
-        let (handle, from) = start(DataplaneConfig { udp }).unwrap();
+        let config = DataplaneConfig {
+            udp: udp::bind_shared(0, WORKERS).unwrap(),
+            is_realtime: false,
+        };
+        let (handle, from) = start(config).unwrap();
         handle
             .add_tun(ip(1), Realm::default(), taken(tun))
             .await

@@ -37,4 +37,5 @@ mod traffic;
 mod versions;
 mod wall_clock;
 mod wireguard;
+mod workers;
 mod world;

@@ -24,7 +24,8 @@ const INSIDE: &str = "AGENTNET_WORLD";
 /// A tmpfs that all hosts of one world share, gone with the world.
 const SCRATCH: &str = "/mnt";
 /// What lines with a measurement begin with.
-const MEASURED: &str = "recovery:";
+const RECOVERED: &str = "recovery:";
+const MEASURED: &str = "measured:";
 /// How long anything that should happen may take before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -61,14 +62,23 @@ pub(crate) fn in_world_of<Test>(body: impl FnOnce(&World)) {
         inner.status.success() && said.contains("1 passed"),
         "{test} in its world:\n{said}"
     );
-    for line in said.lines().filter(|line| line.starts_with(MEASURED)) {
+    for line in said.lines().filter(|line| is_shown(line)) {
         show(line);
     }
 }
 
+/// Tells what was measured, for docs/benchmarks.md.
+pub(crate) fn measured(what: &str) {
+    show(&format!("{MEASURED} {what}"));
+}
+
 /// Tells how long a recovery took, for the table in docs/recovery.md.
 pub(crate) fn recovered(what: &str, outage: Duration) {
-    show(&format!("{MEASURED} {what}: {} ms", outage.as_millis()));
+    show(&format!("{RECOVERED} {what}: {} ms", outage.as_millis()));
+}
+
+fn is_shown(line: &str) -> bool {
+    line.starts_with(RECOVERED) || line.starts_with(MEASURED)
 }
 
 #[expect(clippy::print_stdout, reason = "a measurement is shown with the test")]

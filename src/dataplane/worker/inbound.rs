@@ -4,6 +4,7 @@ use std::{
     io::{self, IoSlice},
     net::SocketAddr,
     ops::Range,
+    sync::Arc,
 };
 
 use nix::{sys::uio::writev, unistd};
@@ -12,9 +13,11 @@ use crate::dataplane::channels::{Opened, Unopened};
 use crate::dataplane::offload::{Run, Takes, VIRTIO};
 use crate::dataplane::queue::{FromWorker, InPacket};
 use crate::dataplane::relay::carries_channel;
+use crate::dataplane::shard::Held;
 use crate::dataplane::worker::{IDLE, MAX_PACKET, RECEIVES, Worker};
 use crate::id::OverlayIp;
 use crate::policy::{Pair, Verdict};
+use crate::wire::a2g;
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::DropReason;
 
@@ -24,7 +27,10 @@ impl Worker {
         let mut other = Vec::new();
         let is_idle = self.now.saturating_duration_since(self.read_at) > IDLE;
         self.read_at = self.now;
+        let shards = Arc::clone(&self.shards);
+        let mut held = shards.hold();
         for slot in 0..RECEIVES {
+            held.pause();
             let start = slot * MAX_PACKET;
             let Some(buffer) = self.received.get_mut(start..start + MAX_PACKET) else {
                 break;
@@ -35,7 +41,7 @@ impl Worker {
                     let mut at = start;
                     while at < end || received.length == 0 {
                         let next = (at + received.stride).min(end);
-                        self.take_datagram(received.from, at..next, &mut other);
+                        self.take_datagram(&mut held, received.from, at..next, &mut other);
                         at = next;
                         if received.length == 0 {
                             break;
@@ -54,6 +60,7 @@ impl Worker {
                 }
             }
         }
+        drop(held);
         self.write_runs();
         if !other.is_empty() {
             self.offer(other.len(), FromWorker::Datagrams(other));
@@ -62,6 +69,7 @@ impl Worker {
 
     fn take_datagram(
         &mut self,
+        held: &mut Held<'_>,
         from: SocketAddr,
         place: Range<usize>,
         other: &mut Vec<(SocketAddr, Vec<u8>)>,
@@ -71,18 +79,21 @@ impl Worker {
         };
         self.seen.udp_in.count(datagram.len());
         if carries_channel(datagram) {
-            match self.channels.open_frame(datagram) {
-                Ok(opened) => self.take_opened(&opened, place.start, None),
+            let packet = datagram.get(a2g::HEADER..).unwrap_or_default();
+            let index = self.shards.of_channel(packet);
+            match held.at(index).channels.open_frame(datagram) {
+                Ok(opened) => self.take_opened(held, &opened, place.start, None),
                 Err(Unopened::Dropped(reason)) => self.seen.drops.count(reason),
-                Err(Unopened::Stray(pair)) => self.take_stray(pair),
+                Err(Unopened::Stray(pair)) => self.take_stray(held, pair),
             }
         } else if Datagram::classify(datagram) == Some(Datagram::Channel) {
-            if self.switch.is_hidden() {
+            let shard = held.at(self.shards.of_channel(datagram));
+            if shard.switch.is_hidden() {
                 self.seen.drops.count(DropReason::ChannelUnknown);
                 return;
             }
-            match self.channels.open(datagram) {
-                Ok(opened) => self.take_opened(&opened, place.start, Some(from)),
+            match shard.channels.open(datagram) {
+                Ok(opened) => self.take_opened(held, &opened, place.start, Some(from)),
                 Err(reason) => self.seen.drops.count(reason),
             }
         } else {
@@ -91,46 +102,67 @@ impl Worker {
     }
 
     /// Takes that a packet to an unknown channel came by a gateway; the engine hears of it.
-    fn take_stray(&mut self, pair: Pair) {
+    fn take_stray(&mut self, held: &mut Held<'_>, pair: Pair) {
         self.seen.drops.count(DropReason::ChannelUnknown);
+        let index = self.shards.of(&pair);
+        let shard = held.at(index);
         // Whom else a gateway names is remembered nowhere.
-        if self.switch.peers().contains_key(&pair) {
-            self.channels.note_unknown(pair);
+        if shard.switch.peers().contains_key(&pair) {
+            shard.channels.note_unknown(pair);
+            self.note_used(index);
         }
     }
 
     /// Takes a packet that opened in the datagram at `start`; `from` is None when it was relayed.
-    fn take_opened(&mut self, opened: &Opened, start: usize, from: Option<SocketAddr>) {
+    fn take_opened(
+        &mut self,
+        held: &mut Held<'_>,
+        opened: &Opened,
+        start: usize,
+        from: Option<SocketAddr>,
+    ) {
         if let Some(id) = opened.first {
             let Pair { local, peer } = opened.pair;
             self.offer(1, FromWorker::ChannelUsed { local, peer, id });
         }
         let plain = start + opened.place.start..start + opened.place.end;
-        self.take_plain(opened.pair, plain, from);
+        self.take_plain(held, opened.pair, plain, from);
     }
 
     /// Takes a packet that a channel brought.
-    fn take_plain(&mut self, pair: Pair, place: Range<usize>, from: Option<SocketAddr>) {
+    fn take_plain(
+        &mut self,
+        held: &mut Held<'_>,
+        pair: Pair,
+        place: Range<usize>,
+        from: Option<SocketAddr>,
+    ) {
+        let index = self.shards.of(&pair);
+        self.note_used(index);
         let packet = self.received.get(place.clone()).unwrap_or_default();
-        self.channels.note_received(pair, packet.len() as u64, from);
+        let shard = held.at(index);
+        let channels = &mut shard.channels;
+        channels.note_received(pair, packet.len() as u64, from);
         if packet.first().is_some_and(|first| first >> 4 == 0) {
-            if let Some(bytes) = self.halves.take(pair, packet, self.now) {
+            if let Some(bytes) = shard.halves.take(pair, packet, self.now) {
                 // Not before what came before it.
+                held.pause();
                 self.write_runs();
                 let Pair { local, peer } = pair;
-                self.deliver(vec![InPacket { local, peer, bytes }]);
+                self.deliver(held, InPacket { local, peer, bytes });
             }
             return;
         }
-        match self.switch.inbound(pair, packet, self.now) {
+        match shard.switch.inbound(pair, packet, self.now) {
             Verdict::Pass => {
                 if self.merger.is_full() {
+                    held.pause();
                     self.write_runs();
                 }
                 let tun = self.tuns.get(&pair.local);
                 let takes = tun.map_or_else(Takes::default, |tun| Takes {
-                    tcp: tun.device.has_header,
-                    udp: tun.device.has_udp_offload,
+                    tcp: tun.queue.has_header,
+                    udp: tun.queue.has_udp_offload,
                 });
                 self.merger.add(pair.local, &self.received, place, takes);
                 self.delivered(pair);
@@ -160,10 +192,10 @@ impl Worker {
             };
             let head = run.head(received);
             let parts = std::iter::once(&head[..])
-                .filter(|_| tun.device.has_header)
+                .filter(|_| tun.queue.has_header)
                 .chain(run.parts(received));
             let parts = parts.map(IoSlice::new).collect::<Vec<_>>();
-            match writev(&tun.device.fd, &parts) {
+            match writev(&tun.queue.fd, &parts) {
                 Ok(_) => count_run(seen, run),
                 Err(errno) => {
                     tracing::trace!(%errno, "Packets not written");
@@ -174,19 +206,27 @@ impl Worker {
     }
 
     /// Delivers packets that the engine opened.
-    pub(super) fn deliver(&mut self, packets: Vec<InPacket>) {
+    pub(super) fn deliver_all(&mut self, packets: Vec<InPacket>) {
+        let shards = Arc::clone(&self.shards);
+        let mut held = shards.hold();
         for packet in packets {
-            let InPacket { local, peer, bytes } = packet;
-            let pair = Pair { local, peer };
-            match self.switch.inbound(pair, &bytes, self.now) {
-                Verdict::Pass => {
-                    if self.write_tun(local, &bytes) {
-                        self.seen.tun_out.count(bytes.len());
-                        self.delivered(pair);
-                    }
+            self.deliver(&mut held, packet);
+            held.pause();
+        }
+    }
+
+    fn deliver(&mut self, held: &mut Held<'_>, packet: InPacket) {
+        let InPacket { local, peer, bytes } = packet;
+        let pair = Pair { local, peer };
+        let shard = held.at(self.shards.of(&pair));
+        match shard.switch.inbound(pair, &bytes, self.now) {
+            Verdict::Pass => {
+                if self.write_tun(local, &bytes) {
+                    self.seen.tun_out.count(bytes.len());
+                    self.delivered(pair);
                 }
-                Verdict::Drop(reason) => self.seen.drops.count(reason),
             }
+            Verdict::Drop(reason) => self.seen.drops.count(reason),
         }
     }
 
@@ -196,11 +236,11 @@ impl Worker {
             self.seen.drops.count(DropReason::TunMissing);
             return false;
         };
-        let written = if tun.device.has_header {
+        let written = if tun.queue.has_header {
             let parts = [IoSlice::new(&[0; VIRTIO]), IoSlice::new(bytes)];
-            writev(&tun.device.fd, &parts)
+            writev(&tun.queue.fd, &parts)
         } else {
-            unistd::write(&tun.device.fd, bytes)
+            unistd::write(&tun.queue.fd, bytes)
         };
         match written {
             Ok(_) => true,

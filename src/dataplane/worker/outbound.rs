@@ -1,6 +1,6 @@
 //! From the TUNs to the underlay.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use nix::{
     errno::Errno,
@@ -10,6 +10,7 @@ use nix::{
 
 use crate::dataplane::offload::{DEFAULT_MTU, Unfit, VIRTIO, VirtioHeader, clamp, split};
 use crate::dataplane::queue::{FromWorker, OutPacket};
+use crate::dataplane::shard::{Held, Shard};
 use crate::dataplane::switch::Outbound;
 use crate::dataplane::tables::Realm;
 use crate::dataplane::worker::{BATCH, IDLE, UDP, Worker, tun_interest};
@@ -29,35 +30,42 @@ impl Worker {
         let mut slow = Vec::new();
         let mut bytes = 0;
         let is_idle = self.touch_tun(token);
+        let shards = Arc::clone(&self.shards);
+        let mut held = shards.hold();
         for _ in 0..BATCH {
+            held.pause();
             // Looked up each time: a command cannot have removed it, but an error below may.
             let Some((local, tun)) = self.tuns.iter().find(|(_, tun)| tun.token == token) else {
                 break;
             };
-            let (local, realm, has_header) = (*local, tun.realm, tun.device.has_header);
+            let (local, realm, has_header) = (*local, tun.realm, tun.queue.has_header);
             let start = if has_header { 0 } else { VIRTIO };
             let buffer = self.read.get_mut(start..).unwrap_or_default();
-            match unistd::read(&tun.device.fd, buffer) {
+            match unistd::read(&tun.queue.fd, buffer) {
                 Ok(length) => {
                     let end = start + length;
                     if !has_header {
                         self.read.get_mut(..VIRTIO).unwrap_or_default().fill(0);
                     }
-                    self.take_read(realm, end, &mut slow);
+                    self.take_read(&mut held, realm, end, &mut slow);
                     bytes += length;
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
                 Err(errno) => {
-                    tracing::warn!(%errno, "A TUN device went away");
+                    tracing::debug!(%errno, "A TUN device went away");
                     self.remove_tun(local);
-                    self.lost.push(local);
+                    // The first worker reads a queue of every device: it tells for all.
+                    if self.index == 0 {
+                        self.lost.push(local);
+                    }
                 }
             }
             if bytes >= BURST || self.is_blocked || is_idle {
                 break;
             }
         }
+        drop(held);
         self.flush();
         self.hand_over(slow);
     }
@@ -73,15 +81,22 @@ impl Worker {
     }
 
     /// Takes what was read up to `end`: a header, and a packet or a super-packet.
-    fn take_read(&mut self, realm: Realm, end: usize, slow: &mut Vec<OutPacket>) {
+    fn take_read(
+        &mut self,
+        held: &mut Held<'_>,
+        realm: Realm,
+        end: usize,
+        slow: &mut Vec<OutPacket>,
+    ) {
         let header = self.read.first_chunk().map(VirtioHeader::parse);
         let packet = self.read.get(VIRTIO..end);
         let (Some(header), Some(packet)) = (header, packet) else {
             self.seen.drops.count(DropReason::IpLength);
             return;
         };
-        match self.switch.outbound(realm, packet, self.now) {
-            Outbound::ToPeer(pair) => self.send_out(pair, &header, end, slow),
+        let shard = held.at(self.shards.of_addresses(packet));
+        match shard.switch.outbound(realm, packet, self.now) {
+            Outbound::ToPeer(pair) => self.send_out(held, pair, &header, end, slow),
             Outbound::ToUnknown(pair) => {
                 for packet in self.pieces(pair, &header, end, None) {
                     self.offer(1, FromWorker::Unknown(packet));
@@ -95,17 +110,22 @@ impl Worker {
     /// Seals a packet that may go, or leaves it to the engine.
     fn send_out(
         &mut self,
+        held: &mut Held<'_>,
         pair: Pair,
         header: &VirtioHeader,
         end: usize,
         slow: &mut Vec<OutPacket>,
     ) {
-        let mtu = self.channels.mtu(&pair);
+        let index = self.shards.of(&pair);
+        let Shard {
+            channels, halves, ..
+        } = held.at(index);
+        let mtu = channels.mtu(&pair);
         let packet = self.read.get_mut(VIRTIO..end).unwrap_or_default();
         if let Some(mtu) = mtu {
             clamp(header, packet, mtu);
         }
-        let Some((sealer, way)) = self.channels.sealer(&pair) else {
+        let Some((sealer, way)) = channels.sealer(&pair) else {
             let packets = self.pieces(pair, header, end, mtu);
             for packet in &packets {
                 self.seen.tun_in.count(packet.bytes.len());
@@ -114,7 +134,6 @@ impl Worker {
             return;
         };
         let (seen, batches) = (&mut self.seen, &mut self.batches);
-        let halves = &mut self.halves;
         let (to, is_relayed) = (way.to(), way.is_relayed());
         let mut sealed = Volume::default();
         let mut seal = |plain: &[u8]| {
@@ -142,9 +161,11 @@ impl Worker {
             }
         });
         let relayed = if is_relayed { sealed.packets } else { 0 };
-        self.channels.note_sent(pair, sealed, relayed);
+        channels.note_sent(pair, sealed, relayed);
+        self.note_used(index);
         self.note_unfit(split, pair, end, mtu);
         if self.batches.is_due() {
+            held.pause();
             self.flush_due();
         }
     }
@@ -239,9 +260,10 @@ impl Worker {
         let changed = || {
             let mut event = EpollEvent::new(interest, UDP);
             self.epoll.modify(&self.udp, &mut event)?;
-            self.tuns.values().try_for_each(|tun| {
+            let mut read = self.tuns.values().filter(|tun| tun.queue.is_read);
+            read.try_for_each(|tun| {
                 let mut event = EpollEvent::new(tun_interest(is_blocked), tun.token);
-                self.epoll.modify(&tun.device.fd, &mut event)
+                self.epoll.modify(&tun.queue.fd, &mut event)
             })
         };
         if let Err(errno) = changed() {
@@ -270,6 +292,8 @@ impl Worker {
     /// Offers packets again that came when nobody knew their peer.
     pub(super) fn resume(&mut self, packets: Vec<OutPacket>) {
         let mut slow = Vec::with_capacity(packets.len());
+        let shards = Arc::clone(&self.shards);
+        let mut held = shards.hold();
         for packet in packets {
             let Some(tun) = self.tuns.get(&packet.local) else {
                 self.seen.drops.count(DropReason::TunMissing);
@@ -280,14 +304,15 @@ impl Worker {
                 local: packet.local,
                 peer: packet.peer,
             };
-            match self.switch.outbound(realm, &packet.bytes, self.now) {
+            let shard = held.at(shards.of_addresses(&packet.bytes));
+            match shard.switch.outbound(realm, &packet.bytes, self.now) {
                 Outbound::ToPeer(to) if to == pair => {
                     let end = VIRTIO + packet.bytes.len();
                     let Some(place) = self.read.get_mut(VIRTIO..end) else {
                         continue;
                     };
                     place.copy_from_slice(&packet.bytes);
-                    self.send_out(pair, &VirtioHeader::default(), end, &mut slow);
+                    self.send_out(&mut held, pair, &VirtioHeader::default(), end, &mut slow);
                 }
                 Outbound::ToPeer(_) => self.seen.drops.count(DropReason::TunDestination),
                 Outbound::ToUnknown(_) => self.offer(1, FromWorker::Unknown(packet)),
@@ -295,6 +320,7 @@ impl Worker {
                 Outbound::Drop(reason) => self.seen.drops.count(reason),
             }
         }
+        drop(held);
         self.flush();
         self.hand_over(slow);
     }

@@ -41,6 +41,7 @@ fn agent(is_low: bool, suites: Suites, now: Instant) -> ChannelAgent {
         is_low,
         suites,
         index: if is_low { 0xaaaaaa } else { 0xbbbbbb },
+        lane: if is_low { 3 } else { 6 },
         seed: Zeroizing::new([u8::from(is_low); 32]),
     };
     ChannelAgent::new(config, now)
@@ -146,6 +147,24 @@ impl Both {
             assert_ne!(opened.open.as_bytes(), opened.seal.as_bytes());
         }
     }
+}
+
+/// Whoever shares packets out by the low bits of their ids finds all of a pair in one place.
+#[test]
+fn ids_end_in_their_lane() {
+    let mut both = Both::new();
+    for _ in 0..20 {
+        both.now += Duration::from_secs(120);
+        both.low.handle_timeout(both.now);
+        both.high.handle_timeout(both.now);
+        both.low.handle_session(both.now);
+        both.carry(Some);
+        for (ends, lane) in [(&both.at_low, 3), (&both.at_high, 6)] {
+            assert!(ends.channels.keys().all(|id| id & 7 == lane));
+        }
+    }
+    let ids = both.at_low.channels.keys().copied().collect::<Vec<_>>();
+    assert!(!ids.is_empty() && ids.iter().all(|id| id >> 8 == 0xaaaaaa));
 }
 
 #[test]

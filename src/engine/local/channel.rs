@@ -13,6 +13,7 @@ use crate::engine::{
     membership::Trusted,
 };
 use crate::id::{OverlayIp, hash};
+use crate::policy::Pair;
 use crate::wire::channel::Suites;
 
 impl Local {
@@ -69,11 +70,16 @@ impl Local {
             tunnel: trusted.tunnel,
         };
         let ends = Ends::new(self.membership.network, own, peer);
+        let pair = Pair {
+            local: self.address,
+            peer: trusted.member.address,
+        };
         ChannelConfig {
             is_low: ends.low == own,
             ends,
             suites: self.suites,
             index,
+            lane: pair.lane(),
             seed: Zeroizing::new(hash(&[b"agentnet channel seed", seed])),
         }
     }

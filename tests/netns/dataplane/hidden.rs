@@ -8,6 +8,7 @@ use agentnet::{
         channel::{ChannelChange, End, Ends, NewChannel, Schedule},
     },
     id::{IdentityKey, TunnelSecret},
+    policy::Pair,
     wire::{
         channel::{Offer, Suite, Suites, Terms},
         drop::DropReason,
@@ -31,7 +32,7 @@ fn who_hides_opens_nothing_that_comes_directly() {
             let (_, at) = plain.recv_from(&mut [0; 9]).unwrap();
             node.handle.change_channel(channel());
             let mut packet = [0; 60];
-            (packet[0], packet[7]) = (0x20, 7);
+            (packet[0], packet[7]) = (0x20, PAIR().lane());
 
             for (is_hidden, reason) in [
                 (false, DropReason::ChannelInvalid),
@@ -53,7 +54,12 @@ fn who_hides_opens_nothing_that_comes_directly() {
     });
 }
 
-/// Makes the channel 7 of agent 1.
+const PAIR: fn() -> Pair = || Pair {
+    local: ip(1),
+    peer: ip(2),
+};
+
+/// Makes a channel of agent 1, whose id is the pair's lane and nothing else.
 fn channel() -> ChannelEvent {
     let secret = TunnelSecret::from_seed([1; 32]);
     let ephemeral = *secret.public().as_bytes();
@@ -62,7 +68,7 @@ fn channel() -> ChannelEvent {
         tunnel: TunnelSecret::from_seed([n; 32]).public(),
     };
     let network = IdentityKey::from_seed([3; 32]).did().into();
-    let (id, remote, suite) = (7, 8, Suite::Aes256Gcm);
+    let (id, remote, suite) = (PAIR().lane().into(), 8, Suite::Aes256Gcm);
     let offer = Offer {
         low: id,
         suites: Suites::of(&[suite]),
