@@ -376,13 +376,16 @@ fn one_that_says_goodbye_ends_nobodys_trust() {
     others_talk(&mut world);
 }
 
-/// Dead and back every second for an hour: nothing piles up, and the last session works.
+/// Beyond what rekeys, retries and lapses take; one entry kept of each takes more than a byte of text.
+const RESTARTS: u16 = 800;
+
+/// Dead and back every second, eight hundred times: nothing piles up, and the last session works.
 #[test]
-fn one_that_restarts_every_second_for_an_hour_leaves_nothing_behind() {
+fn one_that_restarts_every_second_leaves_nothing_behind() {
     let (mut world, mut evil) = world();
     let mut sizes = vec![];
     let mut messages = 0;
-    for second in 0..3600_u16 {
+    for second in 0..RESTARTS {
         evil.handshake(&mut world);
         let named = SocketAddr::new(IpAddr::from([203, 0, 113, 13]), 1 + second);
         evil.name(&mut world, 1, &[named]);
@@ -391,7 +394,7 @@ fn one_that_restarts_every_second_for_an_hour_leaves_nothing_behind() {
         world.host("a").engine.handle_packet(a, b, &packet, now());
         world.pass(SECOND);
         messages += evil.unread(&world).len();
-        if second % 400 == 399 {
+        if second % 100 == 99 {
             sizes.push(size(&world));
         }
         world.wire.clear();
@@ -399,9 +402,10 @@ fn one_that_restarts_every_second_for_an_hour_leaves_nothing_behind() {
     }
 
     println!("sizes {sizes:?}, {messages} messages");
+    // What grew a little with each would be beyond what differs from one moment to another.
     let (first, last) = (sizes[0], sizes[sizes.len() - 1]);
-    assert!(last < first + 4000, "{sizes:?}");
-    assert!(messages < 3600 * 30, "{messages}");
+    assert!(last < first + usize::from(RESTARTS), "{sizes:?}");
+    assert!(messages < usize::from(RESTARTS) * 30, "{messages}");
     let words = udp(evil.local, world.local("a"), b"x");
     evil.say(&mut world, &words);
     assert_eq!(world.arrived("a"), 1);

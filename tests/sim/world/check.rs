@@ -75,6 +75,7 @@ impl Play {
     pub(crate) fn agree(&mut self) -> Result<(), Failure> {
         self.look()?;
         let before = (clock::now(), self.world.sent.clone());
+        self.model.note_open();
         self.world.pass(self.settle);
         self.look()?;
         self.model.settle(clock::now());
@@ -165,11 +166,8 @@ impl Play {
 
     /// Takes over a consent that answers a request, or completes one; false if it does neither.
     fn adopt_one(&mut self, at: usize, peer: usize, given: Option<Allow>) -> bool {
-        let asked = self
-            .model
-            .asked
-            .get(&(at, peer))
-            .filter(|asked| asked.is_open);
+        let asked = self.model.asked.get(&(at, peer));
+        let asked = asked.filter(|asked| asked.is_open || asked.was_open);
         let answer = asked.map(|asked| asked.offer);
         let answers = self.answered_at(at, peer);
         let is_open = self.model.is_answered(at, peer, clock::now()) != Belief::No;

@@ -79,6 +79,8 @@ pub(crate) struct Asked {
     pub(crate) offer: Allow,
     /// Whether its maker still waits for the answer.
     pub(crate) is_open: bool,
+    /// Whether it did before the world last settled.
+    pub(crate) was_open: bool,
     pub(crate) is_posted: bool,
     /// Whether it surely waits at the one asked, while it lasts.
     pub(crate) is_waiting: bool,
@@ -231,6 +233,7 @@ impl Model {
             hash,
             offer,
             is_open: true,
+            was_open: true,
             is_posted: false,
             is_waiting: false,
             is_doubtful: self.is_doubtful(from, now),
@@ -245,6 +248,13 @@ impl Model {
     pub(crate) fn close(&mut self, from: usize, to: usize) {
         if let Some(asked) = self.asked.get_mut(&(from, to)) {
             asked.is_open = false;
+        }
+    }
+
+    /// Remembers who waits for an answer now, of whom some have it once the world has settled.
+    pub(crate) fn note_open(&mut self) {
+        for asked in self.asked.values_mut() {
+            asked.was_open = asked.is_open;
         }
     }
 

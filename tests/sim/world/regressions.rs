@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::world::model::Allow;
 use crate::world::scenario::{Source, run};
 use crate::world::transition::Transition::{
-    self, Approve, Auto, Crash, CutGateway, Join, Leave, Pass, RebootNat, Request, Revoke,
-    SetClock, StartRegistry, StopRegistry,
+    self, Approve, Auto, Crash, CutGateway, CutRegistry, Join, Leave, Pass, RebootNat, Request,
+    Revoke, SetClock, Start, StartRegistry, Stop, StopRegistry,
 };
 
 const HOUR: i64 = 3_600_000; // ms
@@ -175,4 +175,30 @@ fn who_is_idle_behind_a_nat_that_forgot_all_is_reached_again() {
         let start = [ASK, ANSWER, Pass { seconds }];
         holds(&start.into_iter().chain(reboots).collect::<Vec<_>>());
     }
+}
+
+/// A rule that was not exchanged, since the daemon did not run, answers as before.
+#[test]
+fn a_rule_stays_when_a_command_finds_no_daemon() {
+    let rule = |allow| Auto {
+        at: 1,
+        from: 0,
+        allow,
+    };
+    let (stop, start) = (Stop { host: 1 }, Start { host: 1 });
+    holds(&[rule(Allow::Replies), stop, rule(Allow::Low), start, ASK]);
+}
+
+/// Of a request and a consent that come together the one may answer what the other ends.
+#[test]
+fn a_request_that_crosses_what_was_answered_meanwhile_is_answered() {
+    let ask = |from: usize, offer| Request {
+        from,
+        to: 1 - from,
+        offer,
+    };
+    let cut = |is_cut| CutRegistry { host: 1, is_cut };
+    let start = [ASK, Leave { agent: 0 }, ask(1, Allow::Any)];
+    let end = [cut(true), ask(0, Allow::Any), cut(false)];
+    holds(&[&start[..], &[Join { agent: 0 }], &end].concat());
 }

@@ -199,11 +199,12 @@ impl Play {
         };
         // Noted first: it may answer a request at once.
         let autos = &mut self.model.agents[at].autos;
+        let before = autos.clone();
         autos.retain(|(who, _)| *who != from);
         autos.push((from, allow));
         let done = self.command(at, |m, _| m.auto_add(rule));
         if done.is_none() {
-            self.model.agents[at].autos.retain(|(who, _)| *who != from);
+            self.model.agents[at].autos = before;
         }
         done.is_some()
     }
