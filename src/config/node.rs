@@ -36,11 +36,17 @@ pub struct NodeSettings {
 pub struct UdpSettings {
     /// For IPv4 and IPv6; 0 takes any free one.
     pub port: u16,
+    /// Whether the kernel may merge datagrams that arrive (UDP_GRO) and cut those that leave
+    /// (UDP_SEGMENT), and do the same for segments at the TUN; without, each costs a call.
+    pub offload: bool,
 }
 
 impl Default for UdpSettings {
     fn default() -> Self {
-        Self { port: UDP_PORT }
+        Self {
+            port: UDP_PORT,
+            offload: true,
+        }
     }
 }
 
@@ -198,6 +204,7 @@ impl Settings for NodeSettings {
         "socket",
         "suffix",
         "udp.port",
+        "udp.offload",
         "dns.mode",
         "path.mode",
         "path.stun",
@@ -225,6 +232,8 @@ pub struct NodeConfig {
     pub suffix: Suffix,
     /// UDP port of the underlay.
     pub port: u16,
+    /// Whether the kernel may merge and cut packets.
+    pub offload: bool,
     pub dns: DnsMode,
     pub path: PathSettings,
     pub suite: SuiteChoice,
@@ -240,6 +249,7 @@ impl NodeConfig {
             socket,
             suffix: settings.suffix,
             port: settings.udp.port,
+            offload: settings.udp.offload,
             dns: settings.dns.mode,
             path: settings.path,
             suite: settings.channel.suite,

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, net::SocketAddr};
 
 use crate::policy::Pair;
+use crate::wire::ecn::Ecn;
 
 /// Packets of one call: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS).
 const MAX_PACKETS: usize = 64;
@@ -15,6 +16,8 @@ const MAX_BYTES: usize = 65_507;
 pub(super) struct Batch {
     pair: Pair,
     pub(super) to: SocketAddr,
+    /// What their IP headers are to say of congestion.
+    pub(super) ecn: Ecn,
     /// Size of each packet but the last.
     pub(super) stride: usize,
     pub(super) packets: usize,
@@ -29,10 +32,11 @@ impl Batch {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 
-    fn takes(&self, pair: Pair, to: SocketAddr, size: usize) -> bool {
+    fn takes(&self, pair: Pair, to: SocketAddr, ecn: Ecn, size: usize) -> bool {
         !self.is_over
             && self.pair == pair
             && self.to == to
+            && self.ecn == ecn
             && size <= self.stride
             && self.packets < MAX_PACKETS
             && self.length + size <= MAX_BYTES
@@ -48,23 +52,24 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    /// Returns room for a packet of `size` bytes of `pair` to `to`, which the caller fills whole.
-    pub(super) fn place(&mut self, pair: Pair, to: SocketAddr, size: usize) -> &mut [u8] {
+    /// Returns room for a packet of `size` bytes of `pair` to `to`, marked by `ecn`, which the caller fills whole.
+    pub(super) fn place(&mut self, pair: Pair, to: SocketAddr, ecn: Ecn, size: usize) -> &mut [u8] {
         if !self
             .waiting
             .back()
-            .is_some_and(|batch| batch.takes(pair, to, size))
+            .is_some_and(|batch| batch.takes(pair, to, ecn, size))
         {
             let mut batch = self.spare.pop().unwrap_or_else(|| Batch {
                 pair,
                 to,
+                ecn,
                 stride: size,
                 packets: 0,
                 is_over: false,
                 bytes: vec![0; MAX_BYTES],
                 length: 0,
             });
-            (batch.pair, batch.to) = (pair, to);
+            (batch.pair, batch.to, batch.ecn) = (pair, to, ecn);
             (batch.stride, batch.is_over) = (size, false);
             (batch.packets, batch.length) = (0, 0);
             self.waiting.push_back(batch);
@@ -144,7 +149,7 @@ mod tests {
         let mut batches = Batches::default();
 
         for (port, size) in [(1, 100), (1, 100), (1, 40), (1, 100), (2, 100), (2, 200)] {
-            batches.place(pair(2), to(port), size).fill(7);
+            batches.place(pair(2), to(port), Ecn::NotEct, size).fill(7);
         }
 
         let shapes = shapes(&batches);
@@ -158,6 +163,19 @@ mod tests {
         assert!(batches.is_due() && batches.first().unwrap().bytes() == [7; 240]);
     }
 
+    /// One call of the kernel gives all its packets one mark.
+    #[test]
+    fn packets_of_one_mark_go_together() {
+        let mut batches = Batches::default();
+        for ecn in [Ecn::Ect0, Ecn::Ect0, Ecn::Ce, Ecn::Ect0] {
+            batches.place(pair(2), to(1), ecn, 100);
+        }
+
+        let marks = batches.waiting.iter().map(|one| (one.ecn, one.packets));
+        let expected = [(Ecn::Ect0, 2), (Ecn::Ce, 1), (Ecn::Ect0, 1)];
+        assert_eq!(marks.collect::<Vec<_>>(), expected);
+    }
+
     /// P-014: what the socket did not take before a consent was taken back is not sent after it,
     /// though another peer be at the same endpoint.
     #[test]
@@ -165,7 +183,9 @@ mod tests {
         let mut batches = Batches::default();
         for peer in [2, 3, 3, 2] {
             let number = u8::try_from(peer).unwrap();
-            batches.place(pair(peer), to(1), 100).fill(number);
+            batches
+                .place(pair(peer), to(1), Ecn::NotEct, 100)
+                .fill(number);
         }
 
         let dropped = batches.retain(|kept| *kept == pair(3));
@@ -180,21 +200,21 @@ mod tests {
     fn a_batch_is_no_longer_than_the_kernel_takes() {
         let mut batches = Batches::default();
         for _ in 0..130 {
-            batches.place(pair(2), to(1), 1312);
+            batches.place(pair(2), to(1), Ecn::NotEct, 1312);
         }
         let long = shapes(&batches);
         assert_eq!(long[0], (1, 1312, 49, 49 * 1312));
 
         let mut batches = Batches::default();
         for _ in 0..130 {
-            batches.place(pair(2), to(1), 100);
+            batches.place(pair(2), to(1), Ecn::NotEct, 100);
         }
         assert_eq!(shapes(&batches)[0].2, MAX_PACKETS);
         batches.sent();
         batches.sent();
         batches.sent();
         assert!(batches.first().is_none());
-        batches.place(pair(2), to(2), 10);
+        batches.place(pair(2), to(2), Ecn::NotEct, 10);
         batches.unplace(10);
         assert!(batches.first().is_none());
     }

@@ -7,6 +7,7 @@ use std::{
 
 use crate::policy::Pair;
 use crate::wire::channel::{half_header, parse_half};
+use crate::wire::ecn::Ecn;
 
 /// Halves that wait for their other half: as many as one burst brings.
 const MAX_WAITING: usize = 128;
@@ -20,6 +21,7 @@ struct Half {
     id: u16,
     is_second: bool,
     at: Instant,
+    ecn: Ecn,
     bytes: Vec<u8>,
 }
 
@@ -40,8 +42,15 @@ impl Halves {
             .map(|(half, is_second)| [&half_header(id, is_second), half].concat())
     }
 
-    /// Takes half of a packet of `pair`'s peer and returns the packet that it completes.
-    pub(super) fn take(&mut self, pair: Pair, plain: &[u8], now: Instant) -> Option<Vec<u8>> {
+    /// Takes half of a packet of `pair`'s peer, around which was said `ecn` of congestion, and returns
+    /// the packet that it completes with what was said of both.
+    pub(super) fn take(
+        &mut self,
+        pair: Pair,
+        plain: &[u8],
+        ecn: Ecn,
+        now: Instant,
+    ) -> Option<(Vec<u8>, Ecn)> {
         let (id, is_second, bytes) = parse_half(plain)?;
         let is_old = |half: &Half| now.saturating_duration_since(half.at) >= PATIENCE;
         while self.waiting.front().is_some_and(is_old) || self.waiting.len() >= MAX_WAITING {
@@ -58,6 +67,7 @@ impl Halves {
                 id,
                 is_second,
                 at: now,
+                ecn,
                 bytes,
             });
             return None;
@@ -67,7 +77,7 @@ impl Halves {
         } else {
             (bytes, other.bytes.as_slice())
         };
-        Some([first, second].concat())
+        Some(([first, second].concat(), other.ecn.joined(ecn)))
     }
 }
 
@@ -85,16 +95,28 @@ mod tests {
     #[test]
     fn halves_join_in_either_order_and_of_one_peer_only() {
         let (mut halves, now) = (Halves::default(), clock::now());
-        assert_eq!(halves.take(pair(2), &half(7, false, b"six"), now), None);
-        assert_eq!(halves.take(pair(3), &half(7, true, b"teen"), now), None);
-        assert_eq!(halves.take(pair(2), &half(8, true, b"teen"), now), None);
+        assert_eq!(
+            halves.take(pair(2), &half(7, false, b"six"), Ecn::Ect0, now),
+            None
+        );
+        assert_eq!(
+            halves.take(pair(3), &half(7, true, b"teen"), Ecn::Ect0, now),
+            None
+        );
+        assert_eq!(
+            halves.take(pair(2), &half(8, true, b"teen"), Ecn::Ect0, now),
+            None
+        );
 
-        let joined = halves.take(pair(2), &half(7, true, b"ty"), now);
-        assert_eq!(joined.unwrap(), b"sixty");
-        let joined = halves.take(pair(2), &half(8, false, b"four"), now);
-        assert_eq!(joined.unwrap(), b"fourteen");
+        let joined = halves.take(pair(2), &half(7, true, b"ty"), Ecn::Ect0, now);
+        assert_eq!(joined.unwrap(), (b"sixty".to_vec(), Ecn::Ect0));
+        let joined = halves.take(pair(2), &half(8, false, b"four"), Ecn::Ect0, now);
+        assert_eq!(joined.unwrap().0, b"fourteen");
         // Joined once.
-        assert_eq!(halves.take(pair(2), &half(7, true, b"ty"), now), None);
+        assert_eq!(
+            halves.take(pair(2), &half(7, true, b"ty"), Ecn::Ect0, now),
+            None
+        );
     }
 
     /// What one end cuts the other joins, whatever its length.
@@ -106,8 +128,9 @@ mod tests {
             let [first, second] = sender.cut(&packet);
             assert!(first.len().max(second.len()) <= length.div_ceil(2) + HALF_HEADER);
 
-            assert_eq!(receiver.take(pair(2), &first, now), None);
-            assert_eq!(receiver.take(pair(2), &second, now), Some(packet));
+            assert_eq!(receiver.take(pair(2), &first, Ecn::Ect0, now), None);
+            let joined = receiver.take(pair(2), &second, Ecn::Ce, now);
+            assert_eq!(joined, Some((packet, Ecn::Ce)));
         }
     }
 
@@ -115,12 +138,15 @@ mod tests {
     fn lone_halves_are_forgotten() {
         let (mut halves, now) = (Halves::default(), clock::now());
         for id in 0..1000 {
-            halves.take(pair(2), &half(id, false, b"six"), now);
+            halves.take(pair(2), &half(id, false, b"six"), Ecn::Ect0, now);
         }
         assert!(halves.waiting.len() <= MAX_WAITING);
 
         let late = now + PATIENCE;
-        assert_eq!(halves.take(pair(2), &half(999, true, b"ty"), late), None);
+        assert_eq!(
+            halves.take(pair(2), &half(999, true, b"ty"), Ecn::Ect0, late),
+            None
+        );
         assert_eq!(halves.waiting.len(), 1);
     }
 
@@ -134,7 +160,7 @@ mod tests {
             &[0, 1, 0, 0],
             &[0],
         ] {
-            assert_eq!(halves.take(pair(2), plain, now), None);
+            assert_eq!(halves.take(pair(2), plain, Ecn::Ect0, now), None);
         }
         assert!(halves.waiting.is_empty());
     }

@@ -27,6 +27,7 @@ use crate::os::files::StateFile;
 use crate::os::udp::{Received, UdpError, UdpPort, bind_at};
 use crate::os::{clock, random};
 use crate::statement::{Revocation, Statement};
+use crate::wire::ecn::Ecn;
 
 /// Calls that receive from one socket before the others, commands and timers have their turn.
 const RECEIVES: usize = 16;
@@ -222,7 +223,7 @@ impl Gateway {
                     let (from, stride) = (received.from, received.stride);
                     let bytes = buffer.get_mut(..received.length).unwrap_or_default();
                     self.core.handle_batch(from, bytes, stride, now, unix);
-                    self.pass_on(bytes);
+                    self.pass_on(bytes, received.ecn);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // An error about an earlier datagram; the socket goes on.
@@ -232,27 +233,27 @@ impl Gateway {
         }
     }
 
-    /// Sends what of a batch goes on.
-    fn pass_on(&mut self, bytes: &[u8]) {
+    /// Sends what of a batch goes on, and with it what routers said of congestion so far.
+    fn pass_on(&mut self, bytes: &[u8], ecn: Ecn) {
         while let Some(Run { to, place, stride }) = self.core.poll_run() {
             let bytes = bytes.get(place).unwrap_or_default();
-            self.send(to, bytes, stride);
+            self.send(to, bytes, stride, ecn);
         }
     }
 
     fn transmit(&mut self) {
         while let Some((to, bytes)) = self.core.poll_transmit() {
-            self.send(to, &bytes, bytes.len());
+            self.send(to, &bytes, bytes.len(), Ecn::NotEct);
         }
     }
 
     /// Sends datagrams that lie end to end, or counts those that the kernel does not take.
-    fn send(&mut self, to: SocketAddr, mut bytes: &[u8], stride: usize) {
+    fn send(&mut self, to: SocketAddr, mut bytes: &[u8], stride: usize, ecn: Ecn) {
         let mut ports = self.sockets.iter();
         let port = ports.find(|port| port.local.is_ipv4() == to.is_ipv4());
         while !bytes.is_empty() {
             // Past the reactor, which would refuse until it has seen the socket writable.
-            let sent = port.map(|port| port.udp.send_some(bytes, stride, to));
+            let sent = port.map(|port| port.udp.send_some(bytes, stride, to, ecn));
             let Some(Ok(count)) = sent else {
                 self.core.count_unsent(bytes.len().div_ceil(stride));
                 return;
@@ -271,6 +272,7 @@ impl Port {
         }
         // Agents ask by probes how long a frame may be: one that comes in fragments would mislead them.
         udp.forbid_fragments();
+        udp.receive_marks();
         let same = net::UdpSocket::from(udp.as_fd().try_clone_to_owned()?);
         Ok(Self {
             local: udp.local()?,

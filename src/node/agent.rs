@@ -30,7 +30,7 @@ pub enum DeviceError {
 /// Returns the device's name. The device goes when the data plane lets go of it.
 pub(super) async fn bring_up(handle: &Handle, local: OverlayIp) -> Result<String, DeviceError> {
     let plane = handle.call(|core| core.dataplane().clone()).await?;
-    let device = tun::create(tun::ANY_NAME, MTU, true, plane.workers())?;
+    let device = tun::create(tun::ANY_NAME, MTU, plane.offload(), plane.workers())?;
     Routing::open()?
         .attach(&device.name, device.index, local)
         .await?;

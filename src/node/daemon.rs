@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::config::{DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, SuiteChoice};
-use crate::dataplane::{self, DataplaneConfig};
+use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
 use crate::engine::{membership::Membership, names::Zone, path::Mode};
 use crate::id::{OverlayIp, Suffix};
 use crate::node::{
@@ -103,11 +103,7 @@ pub async fn run(
     let udp = udp::bind_shared(config.port, workers(config.dataplane))?;
     let port = udp.first().map_or(Ok(config.port), UdpPort::port);
     let port = port.map_err(DaemonError::Dataplane)?;
-    let plane = dataplane::start(DataplaneConfig {
-        udp,
-        is_realtime: config.dataplane.realtime,
-    });
-    let (plane, worker) = plane.map_err(DaemonError::Dataplane)?;
+    let (plane, worker) = start_workers(&config, udp)?;
     let (handle, jobs) = driver::channel();
     let (lookups, wanted) = mpsc::channel(MAX_AGENTS);
     let memberships = state.memberships.clone();
@@ -176,6 +172,18 @@ const fn path_mode(mode: PathMode) -> Mode {
         PathMode::Hidden => Mode::Hidden,
         PathMode::Relay => Mode::Relay,
     }
+}
+
+fn start_workers(
+    config: &NodeConfig,
+    udp: Vec<UdpPort>,
+) -> Result<(DataplaneHandle, mpsc::Receiver<FromWorker>), DaemonError> {
+    let started = dataplane::start(DataplaneConfig {
+        udp,
+        offload: config.offload,
+        is_realtime: config.dataplane.realtime,
+    });
+    started.map_err(DaemonError::Dataplane)
 }
 
 fn workers(settings: DataplaneSettings) -> usize {

@@ -12,10 +12,10 @@ use nix::{
     libc::{sock_filter, sock_fprog},
     sys::socket::{
         AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-        SockaddrStorage, bind as bind_fd, recvmsg, sendmsg, setsockopt, socket,
+        SockaddrStorage, bind as bind_fd, getsockopt, recvmsg, sendmsg, setsockopt, socket,
         sockopt::{
-            AttachReusePortCbpf, Ipv6V6Only, RcvBuf, RcvBufForce, ReusePort, SndBuf, SndBufForce,
-            UdpGroSegment,
+            AttachReusePortCbpf, IpRecvTos, Ipv6RecvTClass, Ipv6V6Only, RcvBuf, RcvBufForce,
+            ReusePort, SndBuf, SndBufForce, UdpGroSegment,
         },
     },
 };
@@ -23,6 +23,8 @@ use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
 use thiserror::Error;
+
+use crate::wire::ecn::Ecn;
 
 /// Holds a burst of 3,000 full datagrams while the worker is busy elsewhere.
 const BUFFER: usize = 4 << 20;
@@ -66,6 +68,8 @@ pub struct Received {
     pub length: usize,
     /// Length of each datagram but the last.
     pub stride: usize,
+    /// What their IP headers say of congestion; not known before [`UdpPort::receive_marks`].
+    pub ecn: Ecn,
 }
 
 /// Binds `port` (0 = any free one) for IPv6 and IPv4, or for IPv4 alone where there is no IPv6.
@@ -74,7 +78,9 @@ pub fn bind(port: u16) -> Result<UdpPort, UdpError> {
     if let Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL | Errno::EPROTONOSUPPORT) = bound {
         bound = open(port, false, false);
     }
-    bound.map_err(|errno| classify(port, io::Error::from(errno)))
+    let bound = bound.map_err(|errno| classify(port, io::Error::from(errno)))?;
+    bound.tell_buffers();
+    Ok(bound)
 }
 
 /// Binds `port` as [`bind`] does, by `count` sockets among which the kernel shares out what arrives:
@@ -115,7 +121,10 @@ pub struct Instruction {
 
 /// Binds one address of one IP version, as servers are told to.
 pub fn bind_at(address: SocketAddr) -> Result<UdpPort, UdpError> {
-    open_at(address).map_err(|errno| classify(address.port(), io::Error::from(errno)))
+    let bound = open_at(address);
+    let bound = bound.map_err(|errno| classify(address.port(), io::Error::from(errno)))?;
+    bound.tell_buffers();
+    Ok(bound)
 }
 
 fn open_at(address: SocketAddr) -> nix::Result<UdpPort> {
@@ -213,6 +222,24 @@ impl UdpPort {
         Ok(())
     }
 
+    /// Says how large the buffers are that the kernel gave.
+    fn tell_buffers(&self) {
+        let receive = getsockopt(&self.socket, RcvBuf).unwrap_or_default();
+        let send = getsockopt(&self.socket, SndBuf).unwrap_or_default();
+        // The kernel counts its own overhead as well, and so twice what was asked for.
+        tracing::info!(receive, send, "Bytes of buffers of the UDP socket");
+    }
+
+    /// Has the kernel tell what routers said of congestion, where it can.
+    pub fn receive_marks(&self) {
+        // A socket of one version has one of both; one of both has both.
+        let v4 = setsockopt(&self.socket, IpRecvTos, &true);
+        let v6 = setsockopt(&self.socket, Ipv6RecvTClass, &true);
+        if let (Err(errno), Err(_)) = (v4, v6) {
+            tracing::debug!(%errno, "Marks of congestion are not seen");
+        }
+    }
+
     /// Lets the kernel hand over datagrams of one sender together, for [`UdpPort::recv_many`];
     /// without it, as on old kernels, they come one by one.
     pub fn merge_received(&self) {
@@ -258,9 +285,15 @@ impl UdpPort {
 
     /// Sends datagrams that lie end to end, each but the last `stride` bytes long, in as few calls
     /// as the kernel allows; when only some could be sent, the error is of the others.
-    pub fn send_many(&self, mut bytes: &[u8], stride: usize, to: SocketAddr) -> io::Result<()> {
+    pub fn send_many(
+        &self,
+        mut bytes: &[u8],
+        stride: usize,
+        to: SocketAddr,
+        ecn: Ecn,
+    ) -> io::Result<()> {
         while !bytes.is_empty() {
-            let sent = self.send_some(bytes, stride, to)?;
+            let sent = self.send_some(bytes, stride, to, ecn)?;
             bytes = bytes.get(sent * stride..).unwrap_or_default();
         }
         Ok(())
@@ -268,11 +301,18 @@ impl UdpPort {
 
     /// Sends the first of datagrams that lie end to end, each but the last `stride` bytes long, and
     /// returns how many; an error means that none was sent.
-    pub fn send_some(&self, bytes: &[u8], stride: usize, to: SocketAddr) -> io::Result<usize> {
+    pub fn send_some(
+        &self,
+        bytes: &[u8],
+        stride: usize,
+        to: SocketAddr,
+        ecn: Ecn,
+    ) -> io::Result<usize> {
         let most = MAX_CUT.min(MAX_SENT / stride.max(1)).max(1);
         let bytes = bytes.get(..most * stride).unwrap_or(bytes);
         if bytes.len() > stride && self.cuts.load(Ordering::Relaxed) {
-            match self.send_cut(bytes, stride, to) {
+            let size = u16::try_from(stride).map_err(|_| Errno::EMSGSIZE)?;
+            match self.send_marked(bytes, Some(size), to, ecn) {
                 Ok(_) => return Ok(bytes.len().div_ceil(stride)),
                 // The path takes less: sent alone, each is cut in fragments.
                 Err(Errno::EMSGSIZE) => {}
@@ -285,9 +325,9 @@ impl UdpPort {
             }
         }
         for (sent, datagram) in bytes.chunks(stride.max(1)).enumerate() {
-            match self.send_to(datagram, to) {
+            match self.send_marked(datagram, None, to, ecn) {
                 Ok(_) => {}
-                Err(error) if sent == 0 => return Err(error),
+                Err(errno) if sent == 0 => return Err(errno.into()),
                 // It comes again with the next call.
                 Err(_) => return Ok(sent),
             }
@@ -295,27 +335,50 @@ impl UdpPort {
         Ok(bytes.len().div_ceil(stride.max(1)))
     }
 
-    fn send_cut(&self, bytes: &[u8], stride: usize, to: SocketAddr) -> nix::Result<usize> {
-        let size = u16::try_from(stride).map_err(|_| Errno::EMSGSIZE)?;
+    /// Sends one datagram, or several that the kernel cuts at `size`.
+    fn send_marked(
+        &self,
+        bytes: &[u8],
+        size: Option<u16>,
+        to: SocketAddr,
+        ecn: Ecn,
+    ) -> nix::Result<usize> {
         let parts = [IoSlice::new(bytes)];
-        let cut = [ControlMessage::UdpGsoSegments(&size)];
+        let (tos, class, size) = (ecn.bits(), i32::from(ecn.bits()), size.unwrap_or(0));
+        // What goes to an IPv4-mapped address leaves with an IPv4 header.
+        let mark = if to.ip().to_canonical().is_ipv4() {
+            ControlMessage::Ipv4Tos(&tos)
+        } else {
+            ControlMessage::Ipv6TClass(&class)
+        };
+        let both = [mark, ControlMessage::UdpGsoSegments(&size)];
+        let messages = match (ecn, size) {
+            (Ecn::NotEct, 0) => &[],
+            (Ecn::NotEct, _) => &both[1..],
+            (Ecn::Ce | Ecn::Ect0 | Ecn::Ect1, 0) => &both[..1],
+            (Ecn::Ce | Ecn::Ect0 | Ecn::Ect1, _) => &both[..],
+        };
         let fd = self.socket.as_raw_fd();
         let to = SockaddrStorage::from(self.as_sent(to));
-        sendmsg(fd, &parts, &cut, MsgFlags::empty(), Some(&to))
+        sendmsg(fd, &parts, messages, MsgFlags::empty(), Some(&to))
     }
 
     /// Receives one datagram, or several of one sender that lie end to end in `buffer`.
     pub fn recv_many(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut space = nix::cmsg_space!(i32);
+        let mut space = nix::cmsg_space!(i32, i32, i32);
         let mut parts = [IoSliceMut::new(buffer)];
         let fd = self.socket.as_raw_fd();
         let got = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), MsgFlags::empty())?;
-        let stride = got.cmsgs()?.find_map(|message| {
-            let ControlMessageOwned::UdpGroSegments(size) = message else {
-                return None;
-            };
-            usize::try_from(size).ok()
-        });
+        let (mut stride, mut ecn) = (None, Ecn::NotEct);
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::UdpGroSegments(size) = message {
+                stride = usize::try_from(size).ok();
+            } else if let ControlMessageOwned::Ipv4Tos(tos) = message {
+                ecn = Ecn::of_class(tos);
+            } else if let ControlMessageOwned::Ipv6TClass(class) = message {
+                ecn = Ecn::of_class((class & 0xff) as u8);
+            }
+        }
         let length = got.bytes;
         Ok(Received {
             from: got.address.and_then(endpoint).ok_or(Errno::EINVAL)?,
@@ -323,6 +386,7 @@ impl UdpPort {
             stride: stride
                 .filter(|size| *size > 0)
                 .unwrap_or_else(|| length.max(1)),
+            ecn,
         })
     }
 
@@ -420,7 +484,7 @@ mod tests {
             let to = SocketAddr::from(([127, 0, 0, 1], receiver.port().unwrap()));
             let sent: Vec<u8> = (0..60_000_u32).map(|n| (n % 251) as u8).collect();
 
-            sender.send_many(&sent, 1300, to).unwrap();
+            sender.send_many(&sent, 1300, to, Ecn::Ect0).unwrap();
 
             let end = clock::now() + Duration::from_secs(5);
             let (mut got, mut buffer) = (Vec::<u8>::new(), vec![0; 65_536]);
@@ -436,6 +500,37 @@ mod tests {
                 assert!(clock::now() < end, "not all arrived");
             }
             assert_eq!(got, sent);
+        }
+    }
+
+    /// What a datagram's IP header says arrives, by either version, cut and merged or not.
+    #[test]
+    fn marks_go_and_come() {
+        let (sender, receiver) = (bind(0).unwrap(), bind(0).unwrap());
+        receiver.merge_received();
+        receiver.receive_marks();
+        let port = receiver.port().unwrap();
+        for to in ["127.0.0.1", "::1"] {
+            let to = SocketAddr::new(to.parse().unwrap(), port);
+            for (ecn, length) in [
+                (Ecn::Ect0, 5),
+                (Ecn::NotEct, 5),
+                (Ecn::Ce, 25),
+                (Ecn::NotEct, 25),
+                (Ecn::Ect1, 10),
+            ] {
+                sender.send_many(&vec![7; length], 10, to, ecn).unwrap();
+
+                let end = clock::now() + Duration::from_secs(5);
+                let (mut left, mut buffer) = (length, [0; 100]);
+                while left > 0 {
+                    if let Ok(received) = receiver.recv_many(&mut buffer) {
+                        assert_eq!(received.ecn, ecn, "{to}");
+                        left -= received.length;
+                    }
+                    assert!(clock::now() < end, "nothing arrived");
+                }
+            }
         }
     }
 

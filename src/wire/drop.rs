@@ -47,6 +47,8 @@ drop_reasons! {
     DatagramMalformed => "datagram_malformed",
     /// A datagram whose first bytes are of no known kind.
     DatagramUnknown => "datagram_unknown",
+    /// A packet marked congested on its way whose transport would not know what that means.
+    EcnNotCapable => "ecn_not_capable",
     /// The engine's queue was full.
     EngineQueueFull => "engine_queue_full",
     /// A fragment whose first fragment has not passed, or that overlaps it.

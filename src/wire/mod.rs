@@ -8,6 +8,7 @@ pub mod control;
 pub mod datagram;
 pub mod dns;
 pub mod drop;
+pub mod ecn;
 mod extensions;
 pub mod have;
 pub mod icmp6;

@@ -21,6 +21,7 @@ use agentnet::gateway::status::GatewayStatus;
 use agentnet::id::OverlayIp;
 use agentnet::os::clock;
 use agentnet::os::udp::{self, UdpPort};
+use agentnet::wire::ecn::Ecn;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -119,7 +120,7 @@ impl Agent {
             all.extend(frame);
         }
         self.socket
-            .send_many(&all, stride, gateway.unwrap())
+            .send_many(&all, stride, gateway.unwrap(), Ecn::NotEct)
             .unwrap();
     }
 

@@ -21,6 +21,7 @@ mod motion;
 mod moved;
 mod mtu;
 mod neighbour;
+mod offload;
 mod path_command;
 mod paths;
 mod process;

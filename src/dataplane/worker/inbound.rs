@@ -16,10 +16,21 @@ use crate::dataplane::relay::carries_channel;
 use crate::dataplane::shard::Held;
 use crate::dataplane::worker::{IDLE, MAX_PACKET, RECEIVES, Worker};
 use crate::id::OverlayIp;
+use crate::os::udp::Received;
 use crate::policy::{Pair, Verdict};
 use crate::wire::a2g;
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::DropReason;
+use crate::wire::ecn::Ecn;
+
+/// How a datagram came.
+#[derive(Clone, Copy, Debug)]
+struct Came {
+    /// None when a gateway relayed it.
+    from: Option<SocketAddr>,
+    /// What routers said of congestion.
+    ecn: Ecn,
+}
 
 impl Worker {
     /// Receives a burst and hands it on: packets of channels to their TUNs, the rest to the engine.
@@ -41,7 +52,7 @@ impl Worker {
                     let mut at = start;
                     while at < end || received.length == 0 {
                         let next = (at + received.stride).min(end);
-                        self.take_datagram(&mut held, received.from, at..next, &mut other);
+                        self.take_datagram(&mut held, &received, at..next, &mut other);
                         at = next;
                         if received.length == 0 {
                             break;
@@ -70,7 +81,7 @@ impl Worker {
     fn take_datagram(
         &mut self,
         held: &mut Held<'_>,
-        from: SocketAddr,
+        received: &Received,
         place: Range<usize>,
         other: &mut Vec<(SocketAddr, Vec<u8>)>,
     ) {
@@ -78,11 +89,15 @@ impl Worker {
             return;
         };
         self.seen.udp_in.count(datagram.len());
+        let came = |from| Came {
+            from,
+            ecn: received.ecn,
+        };
         if carries_channel(datagram) {
             let packet = datagram.get(a2g::HEADER..).unwrap_or_default();
             let index = self.shards.of_channel(packet);
             match held.at(index).channels.open_frame(datagram) {
-                Ok(opened) => self.take_opened(held, &opened, place.start, None),
+                Ok(opened) => self.take_opened(held, &opened, place.start, came(None)),
                 Err(Unopened::Dropped(reason)) => self.seen.drops.count(reason),
                 Err(Unopened::Stray(pair)) => self.take_stray(held, pair),
             }
@@ -93,11 +108,13 @@ impl Worker {
                 return;
             }
             match shard.channels.open(datagram) {
-                Ok(opened) => self.take_opened(held, &opened, place.start, Some(from)),
+                Ok(opened) => {
+                    self.take_opened(held, &opened, place.start, came(Some(received.from)));
+                }
                 Err(reason) => self.seen.drops.count(reason),
             }
         } else {
-            other.push((from, datagram.to_vec()));
+            other.push((received.from, datagram.to_vec()));
         }
     }
 
@@ -113,44 +130,41 @@ impl Worker {
         }
     }
 
-    /// Takes a packet that opened in the datagram at `start`; `from` is None when it was relayed.
-    fn take_opened(
-        &mut self,
-        held: &mut Held<'_>,
-        opened: &Opened,
-        start: usize,
-        from: Option<SocketAddr>,
-    ) {
+    /// Takes a packet that opened in the datagram at `start`.
+    fn take_opened(&mut self, held: &mut Held<'_>, opened: &Opened, start: usize, came: Came) {
         if let Some(id) = opened.first {
             let Pair { local, peer } = opened.pair;
             self.offer(1, FromWorker::ChannelUsed { local, peer, id });
         }
         let plain = start + opened.place.start..start + opened.place.end;
-        self.take_plain(held, opened.pair, plain, from);
+        self.take_plain(held, opened.pair, plain, came);
     }
 
     /// Takes a packet that a channel brought.
-    fn take_plain(
-        &mut self,
-        held: &mut Held<'_>,
-        pair: Pair,
-        place: Range<usize>,
-        from: Option<SocketAddr>,
-    ) {
+    fn take_plain(&mut self, held: &mut Held<'_>, pair: Pair, place: Range<usize>, came: Came) {
         let index = self.shards.of(&pair);
         self.note_used(index);
-        let packet = self.received.get(place.clone()).unwrap_or_default();
+        let packet = self.received.get_mut(place.clone()).unwrap_or_default();
         let shard = held.at(index);
         let channels = &mut shard.channels;
-        channels.note_received(pair, packet.len() as u64, from);
+        channels.note_received(pair, packet.len() as u64, came.from);
         if packet.first().is_some_and(|first| first >> 4 == 0) {
-            if let Some(bytes) = shard.halves.take(pair, packet, self.now) {
+            let joined = shard.halves.take(pair, packet, came.ecn, self.now);
+            if let Some((mut bytes, ecn)) = joined {
+                if !ecn.decapsulate(&mut bytes) {
+                    self.seen.drops.count(DropReason::EcnNotCapable);
+                    return;
+                }
                 // Not before what came before it.
                 held.pause();
                 self.write_runs();
                 let Pair { local, peer } = pair;
                 self.deliver(held, InPacket { local, peer, bytes });
             }
+            return;
+        }
+        if !came.ecn.decapsulate(packet) {
+            self.seen.drops.count(DropReason::EcnNotCapable);
             return;
         }
         match shard.switch.inbound(pair, packet, self.now) {

@@ -18,6 +18,7 @@ use crate::engine::channel::Volume;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
 use crate::wire::drop::DropReason;
+use crate::wire::ecn::Ecn;
 use crate::wire::icmp6::packet_too_big;
 use crate::wire::ip::Ipv6View;
 
@@ -135,10 +136,11 @@ impl Worker {
         };
         let (seen, batches) = (&mut self.seen, &mut self.batches);
         let (to, is_relayed) = (way.to(), way.is_relayed());
+        let ecn = Ecn::of_packet(packet);
         let mut sealed = Volume::default();
         let mut seal = |plain: &[u8]| {
             let size = plain.len() + way.overhead();
-            let is_sealed = way.seal(sealer, plain, batches.place(pair, to, size));
+            let is_sealed = way.seal(sealer, plain, batches.place(pair, to, ecn, size));
             if is_sealed {
                 sealed.packets += 1;
                 sealed.bytes += plain.len() as u64;
@@ -230,7 +232,10 @@ impl Worker {
         let Some(batch) = self.batches.first() else {
             return true;
         };
-        match self.udp.send_many(batch.bytes(), batch.stride, batch.to) {
+        let sent = self
+            .udp
+            .send_many(batch.bytes(), batch.stride, batch.to, batch.ecn);
+        match sent {
             Ok(()) => {
                 self.seen.udp_out.packets += batch.packets as u64;
                 self.seen.udp_out.bytes += batch.bytes().len() as u64;
