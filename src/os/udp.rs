@@ -534,9 +534,9 @@ mod tests {
         }
     }
 
-    /// Nobody else gets at a port that is shared, and whoever answers comes from it.
+    /// A port that is shared among one node's sockets is taken for the next node.
     #[test]
-    fn sockets_share_a_port_with_nobody_else() {
+    fn sockets_share_a_port_and_another_node_is_refused() {
         let sockets = bind_shared(0, 3).unwrap();
         let number = sockets[0].port().unwrap();
         assert_eq!(sockets.len(), 3);

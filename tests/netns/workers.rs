@@ -1,7 +1,19 @@
 //! Several workers of one data plane: order within a flow, who carries what, and who starves whom.
 
-use std::{collections::BTreeMap, env, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::{Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd,
+    time::Duration,
+};
 
+use nix::{
+    libc::{sock_filter, sock_fprog},
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+    },
+};
 use serde_json::Value;
 
 use crate::{
@@ -165,6 +177,56 @@ fn a_transfer_stays_in_order_and_with_one_worker() {
         }
         if counted(0, "RetransSegs") == 0 {
             assert_eq!(counted(1, "TCPOFOQueue"), 0, "{shown:?}");
+        }
+    });
+}
+
+/// Has the kernel give everything that comes to the node's port of `host` to one of its sockets, or to
+/// that of the sender's hash when there is no such one, as kernels without such programs do.
+fn give_all_to(host: &Host, socket_number: u32) {
+    host.enter(|| {
+        let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_CLOEXEC);
+        let fd = socket(AddressFamily::Inet6, kind, flags, None).unwrap();
+        setsockopt(&fd, sockopt::Ipv6V6Only, &false).unwrap();
+        setsockopt(&fd, sockopt::ReusePort, &true).unwrap();
+        let port = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 16200));
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(port)).unwrap();
+        // BPF_RET of a constant; it stays when this socket is closed.
+        let mut filter = [sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: socket_number,
+        }];
+        let program = sock_fprog {
+            len: 1,
+            filter: filter.as_mut_ptr(),
+        };
+        setsockopt(&fd, sockopt::AttachReusePortCbpf, &program).unwrap();
+    });
+}
+
+/// Issue 4: whichever worker a packet comes to, it is carried.
+#[test]
+fn packets_that_come_to_the_wrong_worker_arrive_all_the_same() {
+    in_lab(|lab| {
+        restart(lab);
+        lab.trust("tcp/8000");
+        let b = address(&lab.site.b);
+        wait_for_channel(&lab.site.a, &b);
+        let node_b = lab.node_b.as_ref().unwrap();
+        for number in [0, 1, 2] {
+            give_all_to(&lab.site.a, number);
+            give_all_to(&lab.site.b, number);
+            let before = worked(node_b);
+
+            transfer(&lab.site.a, &b, listening(&lab.site.b), 64 << 20);
+
+            let after = worked(node_b);
+            let used = [after[0] - before[0], after[1] - before[1]];
+            if let Some(mine) = used.get(number as usize) {
+                assert!(*mine * 2 > used[0] + used[1], "{number}: {used:?}");
+            }
         }
     });
 }
