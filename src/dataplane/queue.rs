@@ -187,7 +187,6 @@ pub struct DataplaneHandle(Arc<Lanes>);
 struct Lanes {
     lanes: Vec<Lane>,
     publications: AtomicU64,
-    offload: bool,
 }
 
 /// The queue to one worker.
@@ -211,11 +210,6 @@ impl DataplaneHandle {
     /// Returns how many workers there are, each with a queue of a device if it has that many.
     pub fn workers(&self) -> usize {
         self.0.lanes.len()
-    }
-
-    /// Tells whether devices are to have offloads.
-    pub fn offload(&self) -> bool {
-        self.0.offload
     }
 
     /// Sends datagrams into the underlay.
@@ -456,7 +450,7 @@ pub(super) struct Commands {
 }
 
 /// Makes both ends; each of `wakes` becomes readable with every command to its worker.
-pub(super) fn channel(wakes: Vec<EventFd>, offload: bool) -> (DataplaneHandle, Vec<Commands>) {
+pub(super) fn channel(wakes: Vec<EventFd>) -> (DataplaneHandle, Vec<Commands>) {
     let shared = |wake| {
         Arc::new(Shared {
             wake,
@@ -485,7 +479,6 @@ pub(super) fn channel(wakes: Vec<EventFd>, offload: bool) -> (DataplaneHandle, V
     let handle = DataplaneHandle(Arc::new(Lanes {
         lanes,
         publications,
-        offload,
     }));
     (handle, ends)
 }

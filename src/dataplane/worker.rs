@@ -65,8 +65,6 @@ const FIRST_TUN: u64 = 2;
 pub struct DataplaneConfig {
     /// The underlay's sockets, which share one port: each has a worker.
     pub udp: Vec<UdpPort>,
-    /// Whether the kernel may merge and cut datagrams, and segments at the devices.
-    pub offload: bool,
     /// Whether workers go before all ordinary programs of the host.
     pub is_realtime: bool,
 }
@@ -83,17 +81,9 @@ pub fn start(config: DataplaneConfig) -> io::Result<(DataplaneHandle, mpsc::Rece
     {
         tracing::info!(%error, "The kernel shares packets out among workers by their senders");
     }
-    for udp in &config.udp {
-        if config.offload {
-            udp.merge_received();
-        } else {
-            udp.forbid_cutting();
-        }
-        udp.receive_marks();
-    }
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let wakes = (0..count).map(|_| EventFd::from_flags(flags));
-    let (handle, ends) = channel(wakes.collect::<nix::Result<_>>()?, config.offload);
+    let (handle, ends) = channel(wakes.collect::<nix::Result<_>>()?);
     let (to_engine, from_worker) = mpsc::channel(ENGINE_QUEUE);
     let shards = Arc::new(Shards::new(count, library(), clock::now()));
     for (index, (commands, udp)) in ends.into_iter().zip(config.udp).enumerate() {
@@ -195,6 +185,7 @@ impl Worker {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(commands.wake(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         epoll.add(&udp, EpollEvent::new(EpollFlags::EPOLLIN, UDP))?;
+        udp.merge_received();
         let now = clock::now();
         Ok(Self {
             index,

@@ -265,14 +265,12 @@ impl Gateway {
 
 impl Port {
     fn new(udp: UdpPort, offload: bool) -> io::Result<Self> {
-        if offload {
-            udp.merge_received();
-        } else {
-            udp.forbid_cutting();
+        if !offload {
+            udp.forbid_offload();
         }
+        udp.merge_received();
         // Agents ask by probes how long a frame may be: one that comes in fragments would mislead them.
         udp.forbid_fragments();
-        udp.receive_marks();
         let same = net::UdpSocket::from(udp.as_fd().try_clone_to_owned()?);
         Ok(Self {
             local: udp.local()?,

@@ -27,10 +27,14 @@ pub enum DeviceError {
 
 /// Makes an agent's device, gives it the address and hands it to the data plane.
 ///
-/// Returns the device's name. The device goes when the data plane lets go of it.
-pub(super) async fn bring_up(handle: &Handle, local: OverlayIp) -> Result<String, DeviceError> {
+/// With `offload` the kernel may merge and cut its packets. Returns the device's name. The device goes when the data plane lets go of it.
+pub(super) async fn bring_up(
+    handle: &Handle,
+    local: OverlayIp,
+    offload: bool,
+) -> Result<String, DeviceError> {
     let plane = handle.call(|core| core.dataplane().clone()).await?;
-    let device = tun::create(tun::ANY_NAME, MTU, plane.offload(), plane.workers())?;
+    let device = tun::create(tun::ANY_NAME, MTU, offload, plane.workers())?;
     Routing::open()?
         .attach(&device.name, device.index, local)
         .await?;

@@ -84,6 +84,8 @@ struct Running {
 /// Everything the daemon keeps.
 struct Daemon {
     handle: Handle,
+    /// Whether the kernel may merge and cut packets of devices.
+    offload: bool,
     dns: Owner,
     suffix: Suffix,
     running: BTreeMap<OverlayIp, Running>,
@@ -134,6 +136,7 @@ pub async fn run(
     });
     let mut daemon = Daemon {
         handle,
+        offload: config.offload,
         dns: Owner::new(config.dns, &config.state),
         suffix: config.suffix,
         running: BTreeMap::new(),
@@ -178,9 +181,11 @@ fn start_workers(
     config: &NodeConfig,
     udp: Vec<UdpPort>,
 ) -> Result<(DataplaneHandle, mpsc::Receiver<FromWorker>), DaemonError> {
+    if !config.offload {
+        udp.iter().for_each(UdpPort::forbid_offload);
+    }
     let started = dataplane::start(DataplaneConfig {
         udp,
-        offload: config.offload,
         is_realtime: config.dataplane.realtime,
     });
     started.map_err(DaemonError::Dataplane)
@@ -217,7 +222,7 @@ impl Daemon {
             let Some(local) = membership.address() else {
                 continue;
             };
-            let device = match agent::bring_up(&self.handle, local).await {
+            let device = match agent::bring_up(&self.handle, local, self.offload).await {
                 Err(error) if is_only => return Err(error.into()),
                 Err(error) => {
                     // The others need not suffer; `status` says which one does.
@@ -275,7 +280,7 @@ impl Daemon {
         let Some(local) = added else {
             return Ok(());
         };
-        let device = agent::bring_up(&self.handle, local).await?;
+        let device = agent::bring_up(&self.handle, local, self.offload).await?;
         self.start(local, membership, Some(device)).await?;
         self.renew_names().await
     }
@@ -284,7 +289,7 @@ impl Daemon {
     async fn restore_devices(&mut self) -> Result<(), Stopped> {
         let lost = self.handle.call(|core| core.lost_devices()).await?;
         for local in lost {
-            match agent::bring_up(&self.handle, local).await {
+            match agent::bring_up(&self.handle, local, self.offload).await {
                 Ok(device) => {
                     if let Some(running) = self.running.get_mut(&local) {
                         running.facts.device = Some(device);

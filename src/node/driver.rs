@@ -421,7 +421,6 @@ mod tests {
         let (store, state) = Store::open(&dir).unwrap();
         let config = DataplaneConfig {
             udp: udp::bind_shared(0, 2).unwrap(),
-            offload: true,
             is_realtime: false,
         };
         let (plane, worker) = dataplane::start(config).unwrap();

@@ -58,6 +58,8 @@ pub struct UdpPort {
     is_dual: bool,
     /// Whether the kernel cuts what is sent (UDP_SEGMENT); false once it refused to.
     cuts: AtomicBool,
+    /// Whether the kernel may merge what arrives (UDP_GRO).
+    may_merge: AtomicBool,
 }
 
 /// What one call received.
@@ -68,7 +70,7 @@ pub struct Received {
     pub length: usize,
     /// Length of each datagram but the last.
     pub stride: usize,
-    /// What their IP headers say of congestion; not known before [`UdpPort::receive_marks`].
+    /// What their IP headers say of congestion, if the kernel tells.
     pub ecn: Ecn,
 }
 
@@ -138,11 +140,13 @@ fn open_at(address: SocketAddr) -> nix::Result<UdpPort> {
         setsockopt(&fd, Ipv6V6Only, &true)?;
     }
     enlarge(&fd)?;
+    receive_marks(&fd);
     bind_fd(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(UdpPort {
         socket: UdpSocket::from(fd),
         is_dual: false,
         cuts: AtomicBool::new(true),
+        may_merge: AtomicBool::new(true),
     })
 }
 
@@ -155,6 +159,16 @@ fn enlarge(fd: &OwnedFd) -> nix::Result<()> {
         setsockopt(fd, SndBuf, &BUFFER)?;
     }
     Ok(())
+}
+
+/// Has the kernel tell what routers said of congestion, where it can.
+fn receive_marks(fd: &OwnedFd) {
+    // A socket of one version has one of both; one of both versions has both.
+    let v4 = setsockopt(fd, IpRecvTos, &true);
+    let v6 = setsockopt(fd, Ipv6RecvTClass, &true);
+    if let (Err(errno), Err(_)) = (v4, v6) {
+        tracing::debug!(%errno, "Marks of congestion are not seen");
+    }
 }
 
 fn classify(port: u16, source: io::Error) -> UdpError {
@@ -179,6 +193,7 @@ fn open(port: u16, is_dual: bool, is_shared: bool) -> nix::Result<UdpPort> {
         setsockopt(&fd, ReusePort, &true)?;
     }
     enlarge(&fd)?;
+    receive_marks(&fd);
     bind_fd(
         fd.as_raw_fd(),
         &SockaddrStorage::from(SocketAddr::new(any, port)),
@@ -187,6 +202,7 @@ fn open(port: u16, is_dual: bool, is_shared: bool) -> nix::Result<UdpPort> {
         socket: UdpSocket::from(fd),
         is_dual,
         cuts: AtomicBool::new(true),
+        may_merge: AtomicBool::new(true),
     })
 }
 
@@ -230,22 +246,19 @@ impl UdpPort {
         tracing::info!(receive, send, "Bytes of buffers of the UDP socket");
     }
 
-    /// Has the kernel tell what routers said of congestion, where it can.
-    pub fn receive_marks(&self) {
-        // A socket of one version has one of both; one of both has both.
-        let v4 = setsockopt(&self.socket, IpRecvTos, &true);
-        let v6 = setsockopt(&self.socket, Ipv6RecvTClass, &true);
-        if let (Err(errno), Err(_)) = (v4, v6) {
-            tracing::debug!(%errno, "Marks of congestion are not seen");
-        }
-    }
-
     /// Lets the kernel hand over datagrams of one sender together, for [`UdpPort::recv_many`];
     /// without it, as on old kernels, they come one by one.
     pub fn merge_received(&self) {
-        if let Err(errno) = setsockopt(&self.socket, UdpGroSegment, &true) {
+        let is_wanted = self.may_merge.load(Ordering::Relaxed);
+        if let Err(errno) = setsockopt(&self.socket, UdpGroSegment, &is_wanted) {
             tracing::debug!(%errno, "The kernel does not merge received datagrams");
         }
+    }
+
+    /// Never lets the kernel merge what arrives nor cut what [`UdpPort::send_many`] sends.
+    pub fn forbid_offload(&self) {
+        self.may_merge.store(false, Ordering::Relaxed);
+        self.forbid_cutting();
     }
 
     /// Never lets the kernel cut what [`UdpPort::send_many`] sends.
@@ -508,7 +521,6 @@ mod tests {
     fn marks_go_and_come() {
         let (sender, receiver) = (bind(0).unwrap(), bind(0).unwrap());
         receiver.merge_received();
-        receiver.receive_marks();
         let port = receiver.port().unwrap();
         for to in ["127.0.0.1", "::1"] {
             let to = SocketAddr::new(to.parse().unwrap(), port);

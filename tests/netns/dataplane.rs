@@ -243,7 +243,6 @@ impl Node {
         let tun = device(ip(1)).await.unwrap();
         let config = DataplaneConfig {
             udp: udp::bind_shared(0, WORKERS).unwrap(),
-            offload: true,
             is_realtime: false,
         };
         let (handle, from) = start(config).unwrap();

@@ -5,7 +5,7 @@ use std::task::Waker;
 
 fn lanes(count: usize) -> (DataplaneHandle, Vec<Commands>) {
     let wake = |_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-    channel((0..count).map(wake).collect(), true)
+    channel((0..count).map(wake).collect())
 }
 
 fn lane() -> (DataplaneHandle, Commands) {
