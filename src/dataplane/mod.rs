@@ -11,6 +11,8 @@ mod counters;
 mod crypt;
 mod halves;
 mod ids;
+#[doc(hidden)]
+pub mod measure;
 mod memo;
 mod offload;
 mod queue;

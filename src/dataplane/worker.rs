@@ -113,7 +113,7 @@ fn go_first(index: usize) {
     }
 }
 
-fn library() -> Library {
+pub(super) fn library() -> Library {
     if cpu::prefers_ring() {
         Library::Ring
     } else {

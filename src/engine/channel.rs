@@ -24,7 +24,6 @@ use crate::id::{OverlayIp, TunnelSecret};
 use crate::wire::channel::{Accept, Confirm, Message, Offer, Suite, Suites, Terms};
 use crate::wire::drop::DropReason;
 
-#[cfg(test)]
 pub(crate) use schedule::data_key;
 pub use schedule::{DataKey, End, Ends, Schedule};
 

@@ -63,8 +63,7 @@ impl DataKey {
     }
 }
 
-/// Makes a key for the tests of sealers and openers.
-#[cfg(test)]
+/// Makes a key for tests and benchmarks of sealers and openers; all others come of a [`Schedule`].
 pub(crate) const fn data_key(bytes: [u8; 32]) -> DataKey {
     DataKey(bytes)
 }
