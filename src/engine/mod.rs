@@ -13,6 +13,7 @@ mod gossip;
 mod hear;
 pub mod hop;
 mod installed;
+pub mod kept;
 pub(crate) mod limits;
 mod local;
 pub mod membership;
@@ -53,6 +54,7 @@ use crate::engine::{
     attach::{AttachConfig, Attachment},
     event::Out,
     hop::FrameIds,
+    kept::Kept,
     limits::Limits,
     local::Local,
     membership::{Left, Membership, Outgoing, Refused, State, remember},
@@ -170,6 +172,12 @@ impl Engine {
             memberships: self.locals.values().map(|l| l.membership.clone()).collect(),
             left: self.left.clone(),
         }
+    }
+
+    /// Returns the same by reference, to be written.
+    pub fn kept(&self) -> Kept<'_> {
+        let memberships = self.locals.values().map(|l| &l.membership).collect();
+        Kept::new(&self.identities, memberships, &self.left)
     }
 
     /// Returns the addresses of our agents.

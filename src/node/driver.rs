@@ -273,7 +273,7 @@ impl Core {
     }
 
     fn save(&mut self) {
-        let saved = tokio::task::block_in_place(|| self.store.save(&self.engine.state()));
+        let saved = tokio::task::block_in_place(|| self.store.save(&self.engine.kept()));
         match saved {
             Ok(()) => self.unsaved = None,
             Err(failed) => {

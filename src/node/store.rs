@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::engine::membership::State;
@@ -42,8 +43,8 @@ impl Store {
         Ok((store, state.unwrap_or_default()))
     }
 
-    /// Writes everything, atomically; after an error the old contents stand.
-    pub fn save(&self, state: &State) -> Result<(), FileError> {
+    /// Writes everything, as a [`State`] reads it, atomically; after an error the old contents stand.
+    pub fn save<S: Serialize>(&self, state: &S) -> Result<(), FileError> {
         self.file.save(state)
     }
 
