@@ -30,16 +30,18 @@ impl Worker {
     pub(super) fn read_tun(&mut self, token: u64) {
         let mut slow = Vec::new();
         let mut bytes = 0;
-        let is_idle = self.touch_tun(token);
+        let Some((local, is_idle)) = self.touch_tun(token) else {
+            return;
+        };
         let shards = Arc::clone(&self.shards);
         let mut held = shards.hold();
         for _ in 0..BATCH {
             held.pause();
             // Looked up each time: a command cannot have removed it, but an error below may.
-            let Some((local, tun)) = self.tuns.iter().find(|(_, tun)| tun.token == token) else {
+            let Some(tun) = self.tuns.get(&local) else {
                 break;
             };
-            let (local, realm, has_header) = (*local, tun.realm, tun.queue.has_header);
+            let (realm, has_header) = (tun.realm, tun.queue.has_header);
             let start = if has_header { 0 } else { VIRTIO };
             let buffer = self.read.get_mut(start..).unwrap_or_default();
             match unistd::read(&tun.queue.fd, buffer) {
@@ -71,14 +73,13 @@ impl Worker {
         self.hand_over(slow);
     }
 
-    /// Notes that a TUN gives something, and tells whether it gave nothing for a while.
-    fn touch_tun(&mut self, token: u64) -> bool {
+    /// Notes that a TUN gives something; returns whose it is, and whether it gave nothing for a while.
+    fn touch_tun(&mut self, token: u64) -> Option<(OverlayIp, bool)> {
         let now = self.now;
-        let tun = self.tuns.values_mut().find(|tun| tun.token == token);
-        tun.is_some_and(|tun| {
-            let before = std::mem::replace(&mut tun.read_at, now);
-            now.saturating_duration_since(before) > IDLE
-        })
+        let mut tuns = self.tuns.iter_mut();
+        let (local, tun) = tuns.find(|(_, tun)| tun.token == token)?;
+        let before = std::mem::replace(&mut tun.read_at, now);
+        Some((*local, now.saturating_duration_since(before) > IDLE))
     }
 
     /// Takes what was read up to `end`: a header, and a packet or a super-packet.
