@@ -110,7 +110,7 @@ impl Core {
             reset_key: hmac::Key::new(hmac::HMAC_SHA256, &keys.reset),
             networks: BTreeMap::new(),
             guests: Guests::new(keys.tunnel, limits, guests_rng),
-            hops: Hops::new(config.lease),
+            hops: Hops::new(config.lease, config.max_attachments, rng.random()),
             reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
             stun_limits: Limits::new(STUN_PER_SECOND, STUN_PER_SECOND, MAX_SOURCES),
             rng,

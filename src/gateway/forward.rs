@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::engine::window::{Fresh, ReplayWindow};
-use crate::gateway::mft::{Mft, Route};
+use crate::gateway::mft::{Mft, Route, agent};
 use crate::id::{NetworkId, OverlayIp, TunnelKey, UnixTime};
 use crate::wire::a2g::{Direction, Header, HopKeys, Kind, MAX_FRAMES, hop_id};
 use crate::wire::drop::DropReason;
@@ -79,12 +79,12 @@ pub(crate) struct Hops {
 }
 
 impl Hops {
-    /// Makes an empty table.
-    pub(crate) fn new(lease: Duration) -> Self {
+    /// Makes an empty table of at most `routes` routes, which are hashed under `key`.
+    pub(crate) fn new(lease: Duration, routes: usize, key: [u8; 16]) -> Self {
         Self {
             lease,
             hops: BTreeMap::new(),
-            mft: Mft::default(),
+            mft: Mft::new(routes, key),
             due: BTreeSet::new(),
             changes: 0,
         }
@@ -96,7 +96,7 @@ impl Hops {
     }
 
     /// Returns the number of routes.
-    pub(crate) fn routes(&self) -> usize {
+    pub(crate) const fn routes(&self) -> usize {
         self.mft.len()
     }
 
@@ -117,8 +117,7 @@ impl Hops {
 
     /// Returns the attachment of an agent.
     pub(crate) fn of(&self, agent: OverlayIp) -> Option<&Hop> {
-        let Route::Local(up) = self.mft.lookup(agent.ip(), 128)?;
-        self.hops.get(&up)
+        self.hops.get(&self.mft.local(agent.ip())?)
     }
 
     /// Attaches an agent; the newest wins, and the one before is told if it is elsewhere.
@@ -128,7 +127,8 @@ impl Hops {
         let farewell = old
             .filter(|hop| hop.new.endpoint != new.endpoint)
             .and_then(|mut hop| hop.signal(Kind::Displaced));
-        self.mft.insert(new.agent.ip(), Route::Local(new.up));
+        self.mft
+            .insert(agent(new.agent.ip()), 0, Route::Local(new.up));
         self.due.insert((now + self.lease, new.up));
         let hop = Hop {
             keys_up: HopKeys::derive(&new.secret, Direction::Up),
@@ -148,7 +148,7 @@ impl Hops {
     /// Takes an attachment away.
     pub(crate) fn remove(&mut self, up: u32) -> Option<Hop> {
         let hop = self.hops.remove(&up)?;
-        self.mft.remove(hop.new.agent.ip(), Route::Local(up));
+        self.mft.remove(agent(hop.new.agent.ip()), Route::Local(up));
         self.changes += 1;
         Some(hop)
     }

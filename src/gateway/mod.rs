@@ -4,6 +4,7 @@ mod attach;
 pub mod batch;
 pub mod core;
 mod forward;
+pub mod measure;
 mod mft;
 pub mod recovery;
 pub mod server;

@@ -4,6 +4,7 @@ use std::{hint::black_box, net::Ipv6Addr, time::Duration};
 
 use agentnet::dataplane::measure::{Coalescer, Loop, coalesce, split};
 use agentnet::engine::window::ReplayWindow;
+use agentnet::gateway::measure::Table;
 use agentnet::id::{IdentityKey, NetworkId, OverlayIp};
 use agentnet::os::clock;
 use agentnet::policy::{Filter, Limits, Pair};
@@ -13,6 +14,7 @@ use agentnet::wire::channel::Suite;
 use agentnet::wire::ip::Ipv6View;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
+use ipnet::Ipv6Net;
 
 /// A packet on a path of Ethernet frames, and what TCP gives a device at once.
 const PACKET: usize = 1440;
@@ -138,6 +140,36 @@ fn frame(criterion: &mut Criterion) {
     });
 }
 
+/// The forwarding table: an agent attached here, as with the addresses of keys, and one behind a prefix.
+fn table(criterion: &mut Criterion) {
+    let agents: Vec<OverlayIp> = (0..100_000_u64)
+        .map(|n| {
+            let interface = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+            let [a, b, c, d] = *interface.as_chunks::<2>().0 else {
+                unreachable!("8 bytes are four times 2");
+            };
+            let [a, b, c, d] = [a, b, c, d].map(u16::from_be_bytes);
+            let address = Ipv6Addr::new(0xfdaa, 0xbbcc, 0xddee, 1, a, b, c, d);
+            OverlayIp::new(address).expect("an overlay address")
+        })
+        .collect();
+    let prefixes: Vec<_> = (0..1000)
+        .map(|n| Ipv6Net::new_assert(Ipv6Addr::new(0xfd01, n, 0, 0, 0, 0, 0, 0), 48))
+        .collect();
+    let far = OverlayIp::new(Ipv6Addr::new(0xfd01, 500, 0, 7, 1, 2, 3, 4));
+    let far = far.expect("an overlay address");
+    let table = Table::new(&agents, &prefixes);
+    let mut group = criterion.benchmark_group("mft 100000 agents");
+    let mut next = agents.iter().cycle().step_by(7919);
+    group.bench_function("exact", |bencher| {
+        bencher.iter(|| table.finds(*black_box(next.next().expect("an agent"))));
+    });
+    group.bench_function("longest prefix", |bencher| {
+        bencher.iter(|| table.finds(black_box(far)));
+    });
+    group.finish();
+}
+
 fn chain(criterion: &mut Criterion) {
     let (owner, agent) = (
         IdentityKey::from_seed([1; 32]),
@@ -162,5 +194,7 @@ fn chain(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, channel, offloads, filter, window, frame, chain);
+criterion_group!(
+    benches, channel, offloads, filter, window, frame, table, chain
+);
 criterion_main!(benches);

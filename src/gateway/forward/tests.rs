@@ -38,7 +38,7 @@ pub(crate) fn new(n: u8) -> NewHop {
 }
 
 fn hops(now: Instant) -> Hops {
-    let mut hops = Hops::new(LEASE);
+    let mut hops = Hops::new(LEASE, 1000, [5; 16]);
     for n in [1, 2, 10] {
         assert!(hops.insert(new(n), now).is_none());
     }
