@@ -142,13 +142,6 @@ impl Mft {
         })
     }
 
-    /// Tells whether an address may be the source of what a gateway sends: it has a route by it.
-    pub(crate) fn is_by(&self, source: Ipv6Addr, gateway: PeerId) -> bool {
-        let ways = self.agents.get(&source);
-        let ways = ways.or_else(|| self.longest(source));
-        ways.is_some_and(|ways| ways.contains(Route::Gateway(gateway)))
-    }
-
     /// Returns how many routes there are.
     pub(crate) const fn len(&self) -> usize {
         self.routes
@@ -283,7 +276,6 @@ mod tests {
         mft.remove(agent(at), by(7));
         mft.remove(agent(at), by(9));
         assert_eq!(mft.lookup(at, 128), Some(by(8)));
-        assert!(mft.is_by(at, PeerId(8)) && !mft.is_by(at, PeerId(9)));
     }
 
     #[test]
@@ -343,10 +335,6 @@ mod tests {
                     let mut ways = ways.map(|(_, rank, route)| (*rank, *route)).collect::<Vec<_>>();
                     ways.sort_unstable();
                     prop_assert_eq!(mft.lookup(address, 128), ways.first().map(|(_, r)| *r));
-                    for gateway in 1..4 {
-                        let is_by = ways.iter().any(|(_, route)| *route == by(gateway));
-                        prop_assert_eq!(mft.is_by(address, PeerId(gateway)), is_by);
-                    }
                 }
             }
         }
