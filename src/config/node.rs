@@ -11,7 +11,7 @@ use crate::policy::Pair;
 const UDP_PORT: u16 = 16200;
 
 /// Most workers of the data plane: as many as there are lanes of pairs (protocol.md section 7).
-pub const MAX_WORKERS: u8 = Pair::LANES;
+pub const MAX_WORKERS: u8 = Pair::LANES / 2;
 
 /// What `agentnet.toml` may say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]

@@ -28,5 +28,6 @@ mod worker;
 pub use counters::{Snapshot, Traffic};
 pub use ids::frame_ids;
 pub use queue::{DataplaneHandle, Device, FromWorker, InPacket, OutPacket, Published};
+pub use steer::SOCKETS;
 pub use tables::{PeerEntry, Realm, Tables};
 pub use worker::{DataplaneConfig, start};

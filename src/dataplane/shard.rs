@@ -16,8 +16,8 @@ use crate::dataplane::tables::Tables;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
 
-/// Most workers of one node: as many as there are lanes.
-pub(super) const MAX_WORKERS: usize = Pair::LANES as usize;
+/// Most workers of one node: each has two lanes then.
+pub(super) const MAX_WORKERS: usize = Pair::LANES as usize / 2;
 
 /// Where the low byte of a channel's id is in a packet (protocol.md section 7).
 const LANE_AT: usize = 7;
@@ -27,7 +27,8 @@ pub(super) fn owner(pair: &Pair, workers: usize) -> usize {
     owner_of_lane(pair.lane(), workers)
 }
 
-fn owner_of_lane(lane: u8, workers: usize) -> usize {
+/// Returns which of `workers` workers owns the pairs of a lane, given its number in the low bits.
+pub(super) fn owner_of_lane(lane: u8, workers: usize) -> usize {
     usize::from(lane % Pair::LANES) % workers.max(1)
 }
 

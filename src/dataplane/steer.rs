@@ -1,5 +1,9 @@
-//! Pure: the program by which the kernel gives each packet of a data channel to its owner's socket.
+//! Pure: the program by which the kernel gives each packet of a data channel to its lane's socket.
+//!
+//! A node has a socket for each lane and one for all else. What overflows is what a lane's own pairs
+//! sent, and handshakes wait behind no data.
 
+use crate::dataplane::shard::owner_of_lane;
 use crate::os::udp::Instruction;
 use crate::policy::Pair;
 use crate::wire::a2g;
@@ -19,14 +23,24 @@ const LOAD_BYTE: u16 = 0x30;
 const JUMP: u16 = 0x05;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const AND: u16 = 0x54;
-const MODULO: u16 = 0x94;
+const ADD: u16 = 0x04;
 const RETURN: u16 = 0x06;
 const RETURN_LOADED: u16 = 0x16;
 
-/// Returns what chooses among the sockets of `workers` workers: by the low bits of the channel's id,
-/// in a frame or not, and the first one for everything else. What is too short to read is the
-/// first one's too.
-pub(super) fn program(workers: usize) -> [Instruction; 12] {
+/// Sockets of one node: the first for what is of no data channel, then one for each lane.
+pub const SOCKETS: usize = 1 + Pair::LANES as usize;
+
+/// Returns which of `workers` workers has the socket of this number.
+pub(super) fn worker_of(socket: usize, workers: usize) -> usize {
+    let lane = socket
+        .checked_sub(1)
+        .and_then(|lane| u8::try_from(lane).ok());
+    lane.map_or(0, |lane| owner_of_lane(lane, workers))
+}
+
+/// Returns what chooses among a node's sockets: by the low bits of the channel's id, in a frame or
+/// not, and the first one for everything else. What is too short to read is the first one's too.
+pub(super) fn program() -> [Instruction; 12] {
     let plain = |code, operand| Instruction {
         code,
         jump: (0, 0),
@@ -47,7 +61,7 @@ pub(super) fn program(workers: usize) -> [Instruction; 12] {
         plain(JUMP, 1), // to 8
         plain(LOAD_BYTE, LANE_AT),
         plain(AND, u32::from(Pair::LANES - 1)),
-        plain(MODULO, u32::try_from(workers.max(1)).unwrap_or(1)),
+        plain(ADD, 1),
         plain(RETURN_LOADED, 0),
         plain(RETURN, 0),
     ]
@@ -56,6 +70,7 @@ pub(super) fn program(workers: usize) -> [Instruction; 12] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::shard::MAX_WORKERS;
     use crate::os::clock;
     use crate::os::udp::{UdpPort, bind, bind_shared};
     use crate::wire::channel::header;
@@ -76,32 +91,68 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_a_channel_go_to_its_owner_and_all_else_to_the_first() {
+    fn packets_of_a_channel_go_to_its_lane_and_all_else_to_the_first() {
         let sender = bind(0).unwrap();
-        for workers in [2, 3, 8] {
-            let sockets = bind_shared(0, workers).unwrap();
-            let port = sockets[0].port().unwrap();
-            sockets[0].choose_by(&program(workers)).unwrap();
-            for to in ["127.0.0.1", "::1"] {
-                let to = SocketAddr::new(to.parse().unwrap(), port);
-                for id in [0, 1, 2, 3, 5, 6, 7, 0x0a0b_0c0d, u32::MAX] {
-                    let packet = header(id, 9);
-                    let mut frame = vec![0xa2; a2g::HEADER];
-                    frame.extend(packet);
-                    let owner = (id as usize & 7) % workers;
-                    for (datagram, expected) in [
-                        (&packet[..], owner),
-                        (&frame, owner),
-                        (&[4, 0, 0, 0, 9, 9, 9, 1], 0),
-                        (&frame[..a2g::HEADER], 0),
-                        (&frame[..a2g::HEADER + 7], 0),
-                        (&packet[..7], 0),
-                        (&[], 0),
-                    ] {
-                        sender.send_to(datagram, to).unwrap();
-                        assert_eq!(receiver(&sockets), expected, "{id:x} {datagram:x?}");
-                    }
+        let sockets = bind_shared(0, SOCKETS).unwrap();
+        let port = sockets[0].port().unwrap();
+        sockets[0].choose_by(&program()).unwrap();
+        for to in ["127.0.0.1", "::1"] {
+            let to = SocketAddr::new(to.parse().unwrap(), port);
+            for id in [0, 1, 2, 3, 5, 6, 7, 0x0a0b_0c0d, u32::MAX] {
+                let packet = header(id, 9);
+                let mut frame = vec![0xa2; a2g::HEADER];
+                frame.extend(packet);
+                let lane = 1 + (id as usize & 15);
+                for (datagram, expected) in [
+                    (&packet[..], lane),
+                    (&frame, lane),
+                    (&[4, 0, 0, 0, 9, 9, 9, 1], 0),
+                    (&frame[..a2g::HEADER], 0),
+                    (&frame[..a2g::HEADER + 7], 0),
+                    (&packet[..7], 0),
+                    (&[], 0),
+                ] {
+                    sender.send_to(datagram, to).unwrap();
+                    assert_eq!(receiver(&sockets), expected, "{id:x} {datagram:x?}");
                 }
+            }
+        }
+    }
+
+    /// Issue 4: what one lane's pairs send beyond what is read is lost to nobody else.
+    #[test]
+    fn what_overflows_is_of_one_lane() {
+        let sender = bind(0).unwrap();
+        let sockets = bind_shared(0, SOCKETS).unwrap();
+        sockets[0].choose_by(&program()).unwrap();
+        let to = SocketAddr::from(([127, 0, 0, 1], sockets[0].port().unwrap()));
+        let flood = [&header(3, 0)[..], &[0; 1400]].concat();
+        for _ in 0..20_000 {
+            sender.send_to(&flood, to).unwrap();
+        }
+
+        for (datagram, socket) in [(&header(4, 0)[..], 5), (&[1, 0, 0, 0, 9, 9, 9, 9], 0)] {
+            sender.send_to(datagram, to).unwrap();
+            assert_eq!(receiver(&sockets[socket..=socket]), 0);
+        }
+        let mut buffer = [0; 2000];
+        let kept = (0..).take_while(|_| sockets[4].recv_from(&mut buffer).is_ok());
+        assert!(kept.count() < 20_000, "nothing overflowed");
+    }
+
+    /// Each worker has a socket, whose lane's pairs are its own.
+    #[test]
+    fn sockets_are_of_their_lanes_owners() {
+        for workers in 1..=MAX_WORKERS {
+            let mut has = vec![0; workers];
+            for socket in 0..SOCKETS {
+                has[worker_of(socket, workers)] += 1;
+            }
+            assert!(has.iter().all(|n| *n >= 2), "{workers}: {has:?}");
+            assert_eq!(worker_of(0, workers), 0);
+            for lane in 0..Pair::LANES {
+                let socket = 1 + usize::from(lane);
+                assert_eq!(worker_of(socket, workers), owner_of_lane(lane, workers));
             }
         }
     }

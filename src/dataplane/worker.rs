@@ -24,7 +24,7 @@ use crate::dataplane::counters::Snapshot;
 use crate::dataplane::offload::{Merger, VIRTIO};
 use crate::dataplane::queue::{Command, Commands, DataplaneHandle, FromWorker, Queue, channel};
 use crate::dataplane::shard::{MAX_WORKERS, Shards};
-use crate::dataplane::steer;
+use crate::dataplane::steer::{self, SOCKETS};
 use crate::dataplane::tables::{Realm, Tables};
 use crate::engine::ChannelEvent;
 use crate::id::OverlayIp;
@@ -48,6 +48,9 @@ const MAX_PACKET: usize = 65_536;
 /// Calls that receive before what came is handed on: as many runs of datagrams are merged at most.
 const RECEIVES: usize = 8;
 
+/// As many while several sockets have something: the less one gives, the sooner it is another's turn.
+const SHARED_RECEIVES: usize = 2;
+
 /// A device or socket that gave something so long ago is idle: one read is tried and then the rest
 /// waits for what that brought, so that a lone packet is on its way soonest.
 const IDLE: Duration = Duration::from_micros(200);
@@ -57,36 +60,45 @@ const IDLE: Duration = Duration::from_micros(200);
 const REPORT: Duration = Duration::from_millis(200);
 
 const WAKE: u64 = 0;
-const UDP: u64 = 1;
-const FIRST_TUN: u64 = 2;
+const FIRST_UDP: u64 = 1;
+const FIRST_TUN: u64 = FIRST_UDP + SOCKETS as u64;
 
 /// What the workers are started with.
 #[derive(Debug)]
 pub struct DataplaneConfig {
-    /// The underlay's sockets, which share one port: each has a worker.
+    /// The underlay's sockets, which share one port: [`SOCKETS`], or one where they cannot.
     pub udp: Vec<UdpPort>,
+    /// How many threads there are, 1 to 8; one where there is one socket.
+    pub workers: usize,
     /// Whether workers go before all ordinary programs of the host.
     pub is_realtime: bool,
 }
 
 /// Starts the worker threads; they end on shutdown or when the handle is dropped.
 pub fn start(config: DataplaneConfig) -> io::Result<(DataplaneHandle, mpsc::Receiver<FromWorker>)> {
-    let count = config.udp.len();
-    if !(1..=MAX_WORKERS).contains(&count) {
-        let error = "the data plane has one to eight workers, each with a socket";
+    let sockets = config.udp.len();
+    if ![1, SOCKETS].contains(&sockets) || !(1..=MAX_WORKERS).contains(&config.workers) {
+        let error = "the data plane has one to eight workers, and a socket or one for each lane";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
     }
+    let count = config.workers.min(sockets);
     if let [first, _, ..] = config.udp.as_slice()
-        && let Err(error) = first.choose_by(&steer::program(count))
+        && let Err(error) = first.choose_by(&steer::program())
     {
         tracing::info!(%error, "The kernel shares packets out among workers by their senders");
+    }
+    let mut udp = (0..count).map(|_| Vec::new()).collect::<Vec<_>>();
+    for (socket, port) in config.udp.into_iter().enumerate() {
+        if let Some(of_worker) = udp.get_mut(steer::worker_of(socket, count)) {
+            of_worker.push(port);
+        }
     }
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let wakes = (0..count).map(|_| EventFd::from_flags(flags));
     let (handle, ends) = channel(wakes.collect::<nix::Result<_>>()?);
     let (to_engine, from_worker) = mpsc::channel(ENGINE_QUEUE);
     let shards = Arc::new(Shards::new(count, library(), clock::now()));
-    for (index, (commands, udp)) in ends.into_iter().zip(config.udp).enumerate() {
+    for (index, (commands, udp)) in ends.into_iter().zip(udp).enumerate() {
         let worker = Worker::new(index, commands, udp, Arc::clone(&shards), to_engine.clone())?;
         thread::Builder::new()
             .name(format!("dataplane-{index}"))
@@ -138,14 +150,15 @@ struct Worker {
     shards: Arc<Shards>,
     epoll: Epoll,
     commands: Commands,
-    udp: UdpPort,
+    /// Its sockets, by the first of which it sends.
+    ports: Vec<Port>,
     tuns: BTreeMap<OverlayIp, Tun>,
     next_token: u64,
     /// Agents whose device is gone, until the engine could be told.
     lost: Vec<OverlayIp>,
     /// Sealed packets on their way out.
     batches: Batches,
-    /// Whether the socket takes nothing now; until it does, no TUN is read.
+    /// Whether the first socket takes nothing now; until it does, no TUN is read.
     is_blocked: bool,
     /// When the engine is told what channels carried; None while they carry nothing.
     report_at: Option<Instant>,
@@ -154,8 +167,6 @@ struct Worker {
     merger: Merger,
     /// Read once per wake-up and batch.
     now: Instant,
-    /// When the socket last gave anything.
-    read_at: Instant,
     seen: Snapshot,
     /// Datagrams of the underlay.
     received: Vec<u8>,
@@ -163,6 +174,14 @@ struct Worker {
     read: Vec<u8>,
     /// Last, so that whoever waits for its end finds everything else closed.
     to_engine: mpsc::Sender<FromWorker>,
+}
+
+/// A socket.
+#[derive(Debug)]
+struct Port {
+    udp: UdpPort,
+    /// When it last gave anything.
+    read_at: Instant,
 }
 
 #[derive(Debug)]
@@ -178,21 +197,24 @@ impl Worker {
     fn new(
         index: usize,
         commands: Commands,
-        udp: UdpPort,
+        udp: Vec<UdpPort>,
         shards: Arc<Shards>,
         to_engine: mpsc::Sender<FromWorker>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(commands.wake(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        epoll.add(&udp, EpollEvent::new(EpollFlags::EPOLLIN, UDP))?;
-        udp.merge_received();
+        for (udp, token) in udp.iter().zip(FIRST_UDP..) {
+            epoll.add(udp, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+            udp.merge_received();
+        }
         let now = clock::now();
+        let port = |udp| Port { udp, read_at: now };
         Ok(Self {
             index,
             shards,
             epoll,
             commands,
-            udp,
+            ports: udp.into_iter().map(port).collect(),
             tuns: BTreeMap::new(),
             next_token: FIRST_TUN,
             lost: Vec::new(),
@@ -202,7 +224,6 @@ impl Worker {
             used: [false; MAX_WORKERS],
             merger: Merger::default(),
             now,
-            read_at: now,
             seen: Snapshot::default(),
             received: vec![0; MAX_PACKET * RECEIVES],
             read: vec![0; VIRTIO + MAX_PACKET],
@@ -227,14 +248,21 @@ impl Worker {
             if has_commands && !self.obey() {
                 return;
             }
+            let is_port = |event: &EpollEvent| (FIRST_UDP..FIRST_TUN).contains(&event.data());
+            let ready = events.iter().take(count).filter(|event| is_port(event));
+            let receives = if ready.count() > 1 {
+                SHARED_RECEIVES
+            } else {
+                RECEIVES
+            };
             for event in events.iter().take(count) {
                 match event.data() {
                     WAKE => {}
-                    UDP => {
+                    token if token < FIRST_TUN => {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.flush();
                         }
-                        self.read_udp();
+                        self.read_udp((token - FIRST_UDP) as usize, receives);
                     }
                     token if !self.is_blocked => self.read_tun(token),
                     _ => {}
@@ -287,8 +315,10 @@ impl Worker {
                 Command::Resume(packets) => self.resume(packets),
                 Command::Send(datagrams) => self.send(&datagrams),
                 Command::SendWhole(to, bytes) => {
-                    let sent = self.udp.send_whole(&bytes, to);
-                    self.note_sent(&sent, to);
+                    if let Some(port) = self.ports.first() {
+                        let sent = port.udp.send_whole(&bytes, to);
+                        self.note_sent(&sent, to);
+                    }
                 }
                 Command::Shutdown => return false,
             }

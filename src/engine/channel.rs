@@ -21,6 +21,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::engine::{limits::Bucket, secrets::Secrets};
 use crate::id::{OverlayIp, TunnelSecret};
+use crate::policy::Pair;
 use crate::wire::channel::{Accept, Confirm, Message, Offer, Suite, Suites, Terms};
 use crate::wire::drop::DropReason;
 
@@ -43,6 +44,9 @@ const MAX_BYTES: u64 = 1 << 36;
 
 /// Channels received on at once: the current one, its successor, and some that drain.
 const MAX_LIVE: usize = 4;
+
+/// Bits of a channel's id that say the lane of its pair.
+const LANE: u32 = Pair::LANES as u32 - 1;
 
 /// Offers of the peer that cost an agreement: one per session is needed.
 const OFFERS_PER_SECOND: u32 = 1;
@@ -462,8 +466,8 @@ impl ChannelAgent {
     fn unused_id(&mut self) -> u32 {
         let offered = self.offered.as_ref().map(|offered| offered.offer.low);
         loop {
-            let drawn = self.rng.plain().next_u32() & 0xf8;
-            let id = (self.config.index << 8) | drawn | u32::from(self.config.lane & 7);
+            let drawn = self.rng.plain().next_u32() & 0xff & !LANE;
+            let id = (self.config.index << 8) | drawn | (u32::from(self.config.lane) & LANE);
             let is_used = offered == Some(id) || self.live.iter().any(|live| live.id == id);
             if !is_used {
                 return id;

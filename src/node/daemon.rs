@@ -102,7 +102,7 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let (store, state) = Store::open(&config.state)?;
     let listener = local_api::bind(&config.socket)?;
-    let udp = udp::bind_shared(config.port, workers(config.dataplane))?;
+    let udp = udp::bind_shared(config.port, dataplane::SOCKETS)?;
     let port = udp.first().map_or(Ok(config.port), UdpPort::port);
     let port = port.map_err(DaemonError::Dataplane)?;
     let (plane, worker) = start_workers(&config, udp)?;
@@ -186,6 +186,7 @@ fn start_workers(
     }
     let started = dataplane::start(DataplaneConfig {
         udp,
+        workers: workers(config.dataplane),
         is_realtime: config.dataplane.realtime,
     });
     started.map_err(DaemonError::Dataplane)

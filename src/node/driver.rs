@@ -420,7 +420,8 @@ mod tests {
         let dir = std::env::temp_dir().join(name);
         let (store, state) = Store::open(&dir).unwrap();
         let config = DataplaneConfig {
-            udp: udp::bind_shared(0, 2).unwrap(),
+            udp: udp::bind_shared(0, dataplane::SOCKETS).unwrap(),
+            workers: 2,
             is_realtime: false,
         };
         let (plane, worker) = dataplane::start(config).unwrap();

@@ -18,8 +18,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Lanes there are.
-    pub const LANES: u8 = 8;
+    /// Lanes there are: a power of two.
+    pub const LANES: u8 = 16;
 
     /// Returns the lane of this pair: a number below [`Pair::LANES`] that never changes, by which
     /// pairs are shared out, and in which the low bits of its channel ids are alike.
@@ -32,7 +32,7 @@ impl Pair {
         let mixed = u128::from_be_bytes(one) ^ u128::from_be_bytes(other);
         // Fibonacci hashing: the top bits depend on all below.
         let spread = ((mixed >> 64) as u64 ^ mixed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (spread >> 61) as u8
+        (spread >> (u64::BITS - Self::LANES.ilog2())) as u8
     }
 }
 
@@ -231,7 +231,7 @@ mod tests {
     fn lanes_are_of_both_directions_and_all_are_used() {
         let lane = |peer| pair(peer).lane();
         let mut peers = [0_u32; Pair::LANES as usize];
-        for peer in 2..802 {
+        for peer in 2..1602 {
             let (local, peer) = (ip(1).ip().octets(), ip(peer).ip().octets());
             let found = Pair::lane_of(peer, local);
             assert_eq!(found, Pair::lane_of(local, peer));

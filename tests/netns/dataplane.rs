@@ -13,7 +13,7 @@ use std::{
 use agentnet::{
     dataplane::{
         DataplaneConfig, DataplaneHandle, Device, FromWorker, InPacket, OutPacket, PeerEntry,
-        Realm, Snapshot, Tables, start,
+        Realm, SOCKETS, Snapshot, Tables, start,
     },
     id::OverlayIp,
     os::{
@@ -242,7 +242,8 @@ impl Node {
     async fn start(scope: Option<&str>) -> Self {
         let tun = device(ip(1)).await.unwrap();
         let config = DataplaneConfig {
-            udp: udp::bind_shared(0, WORKERS).unwrap(),
+            udp: udp::bind_shared(0, SOCKETS).unwrap(),
+            workers: WORKERS,
             is_realtime: false,
         };
         let (handle, from) = start(config).unwrap();

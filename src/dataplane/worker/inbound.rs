@@ -14,7 +14,7 @@ use crate::dataplane::offload::{Run, Takes, VIRTIO};
 use crate::dataplane::queue::{FromWorker, InPacket};
 use crate::dataplane::relay::carries_channel;
 use crate::dataplane::shard::Held;
-use crate::dataplane::worker::{IDLE, MAX_PACKET, RECEIVES, Worker};
+use crate::dataplane::worker::{IDLE, MAX_PACKET, Worker};
 use crate::id::OverlayIp;
 use crate::os::udp::Received;
 use crate::policy::{Pair, Verdict};
@@ -33,20 +33,25 @@ struct Came {
 }
 
 impl Worker {
-    /// Receives a burst and hands it on: packets of channels to their TUNs, the rest to the engine.
-    pub(super) fn read_udp(&mut self) {
+    /// Receives a burst from one socket and hands it on: packets of channels to their TUNs, the rest to
+    /// the engine. No socket gives more before the others have their turn.
+    pub(super) fn read_udp(&mut self, socket: usize, receives: usize) {
         let mut other = Vec::new();
-        let is_idle = self.now.saturating_duration_since(self.read_at) > IDLE;
-        self.read_at = self.now;
+        let Some(port) = self.ports.get_mut(socket) else {
+            return;
+        };
+        let is_idle = self.now.saturating_duration_since(port.read_at) > IDLE;
+        port.read_at = self.now;
         let shards = Arc::clone(&self.shards);
         let mut held = shards.hold();
-        for slot in 0..RECEIVES {
+        for slot in 0..receives {
             held.pause();
             let start = slot * MAX_PACKET;
-            let Some(buffer) = self.received.get_mut(start..start + MAX_PACKET) else {
+            let buffer = self.received.get_mut(start..start + MAX_PACKET);
+            let (Some(port), Some(buffer)) = (self.ports.get(socket), buffer) else {
                 break;
             };
-            match self.udp.recv_many(buffer) {
+            match port.udp.recv_many(buffer) {
                 Ok(received) => {
                     let end = start + received.length;
                     let mut at = start;

@@ -13,7 +13,7 @@ use crate::dataplane::queue::{FromWorker, OutPacket};
 use crate::dataplane::shard::{Held, Shard};
 use crate::dataplane::switch::Outbound;
 use crate::dataplane::tables::Realm;
-use crate::dataplane::worker::{BATCH, IDLE, UDP, Worker, tun_interest};
+use crate::dataplane::worker::{BATCH, FIRST_UDP, IDLE, Worker, tun_interest};
 use crate::engine::channel::Volume;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
@@ -233,9 +233,11 @@ impl Worker {
         let Some(batch) = self.batches.first() else {
             return true;
         };
-        let sent = self
-            .udp
-            .send_many(batch.bytes(), batch.stride, batch.to, batch.ecn);
+        let Some(port) = self.ports.first() else {
+            return false;
+        };
+        let bytes = batch.bytes();
+        let sent = port.udp.send_many(bytes, batch.stride, batch.to, batch.ecn);
         match sent {
             Ok(()) => {
                 self.seen.udp_out.packets += batch.packets as u64;
@@ -264,8 +266,10 @@ impl Worker {
         let mut interest = EpollFlags::EPOLLIN;
         interest.set(EpollFlags::EPOLLOUT, is_blocked);
         let changed = || {
-            let mut event = EpollEvent::new(interest, UDP);
-            self.epoll.modify(&self.udp, &mut event)?;
+            let mut event = EpollEvent::new(interest, FIRST_UDP);
+            if let Some(port) = self.ports.first() {
+                self.epoll.modify(&port.udp, &mut event)?;
+            }
             let mut read = self.tuns.values().filter(|tun| tun.queue.is_read);
             read.try_for_each(|tun| {
                 let mut event = EpollEvent::new(tun_interest(is_blocked), tun.token);
@@ -280,7 +284,10 @@ impl Worker {
     /// Sends datagrams of the engine.
     pub(super) fn send(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {
         for (to, bytes) in datagrams {
-            let sent = self.udp.send_to(bytes, *to);
+            let Some(port) = self.ports.first() else {
+                return;
+            };
+            let sent = port.udp.send_to(bytes, *to);
             self.note_sent(&sent, *to);
         }
     }

@@ -160,7 +160,7 @@ fn ids_end_in_their_lane() {
         both.low.handle_session(both.now);
         both.carry(Some);
         for (ends, lane) in [(&both.at_low, 3), (&both.at_high, 6)] {
-            assert!(ends.channels.keys().all(|id| id & 7 == lane));
+            assert!(ends.channels.keys().all(|id| id & 15 == lane));
         }
     }
     let ids = both.at_low.channels.keys().copied().collect::<Vec<_>>();
