@@ -52,6 +52,10 @@ struct InitArgs {
     #[arg(long, value_name = "TEXT")]
     region: Option<String>,
 
+    /// Take frames by WebSocket over TLS too, for agents in networks that block UDP, as [::]:443
+    #[arg(long, value_name = "ADDR")]
+    wss: Option<SocketAddr>,
+
     /// Read the operator token from FILE, or from standard input when it is - (or set
     /// AGENTNET_OPERATOR_TOKEN to the token itself)
     #[arg(
@@ -108,6 +112,7 @@ impl InitArgs {
             listen: self.listen,
             advertise: self.advertise,
             region: self.region,
+            wss: self.wss,
         };
         let made = init(&plan, &operator).await?;
         context.out.done(&GatewayMade {
@@ -152,7 +157,7 @@ impl Show for GatewayStatus {
             self.forwarded_frames,
             bytes(self.forwarded_bytes),
         )];
-        let mut table = Table::new(["AGENT", "ENDPOINT", "STATE", "NETWORK"]);
+        let mut table = Table::new(["AGENT", "ENDPOINT", "BY", "STATE", "NETWORK"]);
         for attachment in &self.attachments {
             let state = if attachment.stale {
                 "silent"
@@ -162,6 +167,7 @@ impl Show for GatewayStatus {
             table.row([
                 attachment.agent.to_string(),
                 attachment.endpoint.to_string(),
+                attachment.carrier.as_str().to_owned(),
                 state.to_owned(),
                 attachment.network.to_string(),
             ]);

@@ -29,6 +29,7 @@ pub struct GatewaySettings {
     /// Where keys and what outlives a restart are kept; None means the default place (`os::paths`).
     pub state: Option<PathBuf>,
     pub udp: GatewayUdpSettings,
+    pub wss: WssSettings,
     pub attach: AttachSettings,
     pub log: LogSettings,
 }
@@ -61,6 +62,55 @@ impl Default for GatewayUdpSettings {
             region: None,
             mtu: MTU,
             offload: true,
+        }
+    }
+}
+
+/// WebSocket over TLS, for agents in networks that let nothing else through.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct WssSettings {
+    /// None means that there is none. `[::]` takes IPv4 too.
+    pub listen: Option<SocketAddr>,
+    /// `wss://host:port/path` by which agents reach it, best first; empty means the hosts of UDP, at
+    /// this port.
+    pub advertise: Vec<String>,
+    /// PEM files; None means a certificate that the gateway makes at each start. Agents look at
+    /// neither, since the gateway proves itself inside.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Connections at once: a node has one for all its agents.
+    pub connections: usize,
+    /// The same from one IPv4 address or IPv6 /64: all nodes behind one proxy.
+    pub connections_per_source: usize,
+}
+
+impl Default for WssSettings {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            advertise: Vec::new(),
+            certificate: None,
+            key: None,
+            // At rest each costs some 60 KB.
+            connections: 10_000,
+            connections_per_source: 1000,
+        }
+    }
+}
+
+impl WssSettings {
+    /// Returns what is wrong; None when nothing is.
+    fn fault(&self) -> Option<&'static str> {
+        let is_wss = |text: &String| text.starts_with("wss://");
+        if self.advertise.len() > MAX_ADVERTISED || !self.advertise.iter().all(is_wss) {
+            Some("wss.advertise has at most 8 of wss://host:port/path")
+        } else if self.certificate.is_some() != self.key.is_some() {
+            Some("wss.certificate and wss.key go together")
+        } else if self.connections == 0 || self.connections_per_source == 0 {
+            Some("wss.connections and wss.connections_per_source are at least 1")
+        } else {
+            None
         }
     }
 }
@@ -107,6 +157,12 @@ impl Settings for GatewaySettings {
         "udp.region",
         "udp.mtu",
         "udp.offload",
+        "wss.listen",
+        "wss.advertise",
+        "wss.certificate",
+        "wss.key",
+        "wss.connections",
+        "wss.connections_per_source",
         "attach.lease",
         "attach.max_agents",
         "attach.max_handshakes",
@@ -148,7 +204,8 @@ impl Settings for GatewaySettings {
             (least.contains(&0), "the limits of [attach] are at least 1"),
         ];
         let fault = faults.into_iter().find(|(bad, _)| *bad);
-        fault.map_or(Ok(()), |(_, text)| Err(text.to_owned()))
+        let fault = fault.map(|(_, text)| text).or_else(|| self.wss.fault());
+        fault.map_or(Ok(()), |text| Err(text.to_owned()))
     }
 }
 
@@ -171,6 +228,12 @@ mod tests {
             state: Some("/s".into()),
             udp: GatewayUdpSettings {
                 region: Some("eu".to_owned()),
+                ..Default::default()
+            },
+            wss: WssSettings {
+                listen: Some("[::]:443".parse().unwrap()),
+                certificate: Some("/c".into()),
+                key: Some("/k".into()),
                 ..Default::default()
             },
             ..Default::default()
@@ -196,12 +259,15 @@ mod tests {
             "192.0.2.1:1".parse().unwrap(),
             "192.0.2.2:1".parse().unwrap(),
         ];
-        let changes: [&dyn Fn(&mut GatewaySettings); 5] = [
+        let changes: [&dyn Fn(&mut GatewaySettings); 8] = [
             &|s| s.udp.listen.clone_from(&twice),
             &|s| s.udp.listen.clear(),
             &|s| s.udp.mtu = 1280,
             &|s| s.attach.lease = 20,
             &|s| s.attach.max_agents = 0,
+            &|s| s.wss.advertise = vec!["gw.example.org:443".to_owned()],
+            &|s| s.wss.certificate = Some("/c".into()),
+            &|s| s.wss.connections = 0,
         ];
 
         for change in changes {

@@ -6,13 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::wire::carrier;
+
 /// What counts as one source: an IPv4 address, or the /64 that one IPv6 host commonly has.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Source(u128);
 
 impl Source {
-    /// Returns the source that an endpoint is of.
+    /// Returns the source that an endpoint is of; that of a connection is its other end.
     pub(crate) fn of(endpoint: SocketAddr) -> Self {
+        let endpoint = carrier::peer(endpoint).unwrap_or(endpoint);
         match endpoint.ip().to_canonical() {
             std::net::IpAddr::V4(address) => Self(u128::from(address.to_bits())),
             std::net::IpAddr::V6(address) => Self(address.to_bits() >> 64 << 64),
@@ -174,6 +177,10 @@ mod tests {
         assert_eq!(source("192.0.2.1:1"), source("[::ffff:192.0.2.1]:2"));
         assert_eq!(source("[2001:db8::1]:1"), source("[2001:db8::2]:1"));
         assert_ne!(source("[2001:db8::1]:1"), source("[2001:db8:0:1::1]:1"));
+        for peer in ["192.0.2.1:1", "[2001:db8::1]:1"] {
+            let by_connection = carrier::endpoint(7, peer.parse().unwrap());
+            assert_eq!(Source::of(by_connection), source(peer));
+        }
     }
 
     proptest! {

@@ -17,14 +17,15 @@ use rand_chacha::rand_core::SeedableRng;
 use crate::engine::limits::{Limits, Source};
 use crate::gateway::attach::{GuestLimits, Guested, Guests};
 use crate::gateway::batch::{Run, Runs};
-use crate::gateway::forward::{Hops, NewHop, Outcome};
+use crate::gateway::forward::{Hop, Hops, NewHop, Outcome};
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
-use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
+use crate::gateway::status::{AttachmentStatus, Carrier, GatewayStatus, MAX_LISTED};
 use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
 use crate::statement::{
     ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
 };
 use crate::wire::a2g::{Reset, gateway_address};
+use crate::wire::carrier;
 use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};
@@ -173,7 +174,9 @@ impl Core {
 
     /// Returns what is to be remembered over a restart.
     pub fn recovery(&self) -> Recovery {
-        let hops = self.hops.iter().map(|hop| RecoveredHop {
+        // A connection does not outlive this process.
+        let lasting = |hop: &&Hop| !carrier::is_carrier(hop.new.endpoint);
+        let hops = self.hops.iter().filter(lasting).map(|hop| RecoveredHop {
             hop: hop.new.up,
             endpoint: hop.new.endpoint,
         });
@@ -285,8 +288,8 @@ impl Core {
     }
 
     /// Counts datagrams that could not be sent.
-    pub fn count_unsent(&mut self, datagrams: usize) {
-        self.drops.add(DropReason::UdpSend, datagrams as u64);
+    pub fn count_unsent(&mut self, reason: DropReason, datagrams: usize) {
+        self.drops.add(reason, datagrams as u64);
     }
 
     /// Returns what an operator may see.
@@ -295,7 +298,8 @@ impl Core {
         let attachments = attachments.map(|hop| AttachmentStatus {
             agent: hop.new.agent,
             network: hop.new.network,
-            endpoint: hop.new.endpoint,
+            endpoint: carrier::peer(hop.new.endpoint).unwrap_or(hop.new.endpoint),
+            carrier: Carrier::of(hop.new.endpoint),
             stale: hop.stale,
         });
         let drops = self.drops.nonzero();
@@ -305,6 +309,8 @@ impl Core {
             attached: self.hops.len(),
             attaching: self.guests.len(),
             routes: self.hops.routes(),
+            // The shell's to tell.
+            connections: 0,
             forwarded_frames: self.forwarded.0,
             forwarded_bytes: self.forwarded.1,
             drops: drops
@@ -317,6 +323,10 @@ impl Core {
     /// Tells whoever asks, within the limit of its source, where it was seen.
     fn handle_stun(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
         match stun::parse(bytes) {
+            // There is no endpoint to tell of.
+            Some(Message::Request(_)) if carrier::is_carrier(from) => {
+                self.drops.count(DropReason::DatagramUnknown);
+            }
             Some(Message::Request(request)) if self.stun_limits.take(Source::of(from), now) => {
                 self.send(from, request.answer(from));
             }
@@ -449,7 +459,7 @@ impl Core {
         };
         let answer = Control::Attached(Attached {
             lease: u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX),
-            observed: from,
+            observed: carrier::told(from),
             up,
             down: new.down,
             secret: new.secret,

@@ -9,3 +9,4 @@ mod mft;
 pub mod recovery;
 pub mod server;
 pub mod status;
+pub mod wss;

@@ -22,11 +22,14 @@ use crate::gateway::batch::Run;
 use crate::gateway::core::{Core, CoreConfig, CoreKeys};
 use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
 use crate::gateway::status::GatewayStatus;
+use crate::gateway::wss::{Wss, WssConfig};
 use crate::id::{NetworkId, UnixTime};
 use crate::os::files::StateFile;
 use crate::os::udp::{Received, UdpError, UdpPort, bind_at};
 use crate::os::{clock, random};
 use crate::statement::{Revocation, Statement};
+use crate::wire::carrier::is_carrier;
+use crate::wire::drop::DropReason;
 use crate::wire::ecn::Ecn;
 
 /// Calls that receive from one socket before the others, commands and timers have their turn.
@@ -49,6 +52,8 @@ pub struct GatewayConfig {
     pub core: CoreConfig,
     /// Whether the kernel may merge datagrams that arrive and cut those that leave.
     pub offload: bool,
+    /// None where frames come by UDP alone.
+    pub wss: Option<WssConfig>,
 }
 
 /// A gateway's identity and secrets.
@@ -90,6 +95,12 @@ pub enum GatewayError {
     Socket(#[source] io::Error),
     #[error("there is no address to listen on")]
     NoAddress,
+    #[error("cannot listen on {address} for WebSocket")]
+    Wss {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A gateway whose sockets are bound.
@@ -98,6 +109,8 @@ pub struct Gateway {
     core: Core,
     /// At most one of each IP version.
     sockets: Vec<Port>,
+    /// None where frames come by UDP alone.
+    wss: Option<Wss>,
     recovery: Memory,
 }
 
@@ -111,6 +124,8 @@ struct Port {
 }
 
 enum Event {
+    /// A connection brought datagrams that lie end to end, each but the last so many bytes long.
+    Came(SocketAddr, Vec<u8>, usize),
     Command(Option<GatewayCommand>),
     Readable(usize),
     Shutdown,
@@ -144,12 +159,18 @@ impl Gateway {
         if sockets.is_empty() {
             return Err(GatewayError::NoAddress);
         }
+        let bound = config.wss.as_ref().map(|wss| {
+            let address = wss.listen;
+            Wss::bind(wss).map_err(|source| GatewayError::Wss { address, source })
+        });
+        let wss = bound.transpose()?;
         let mut core = Core::new(config.core, keys, random::seed());
         let (recovery, known) = Memory::open(&config.recovery);
         core.recover(known, clock::now());
         Ok(Self {
             core,
             sockets,
+            wss,
             recovery,
         })
     }
@@ -157,6 +178,11 @@ impl Gateway {
     /// Returns the addresses it listens on.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.sockets.iter().map(|port| port.local).collect()
+    }
+
+    /// Returns the address it listens on for WebSocket; None where frames come by UDP alone.
+    pub fn wss_address(&self) -> Option<SocketAddr> {
+        self.wss.as_ref().map(Wss::local)
     }
 
     /// Serves until `shutdown` is done; what was told before is remembered for the next start.
@@ -175,10 +201,16 @@ impl Gateway {
                 command = commands.recv(), if commanded => Event::Command(command),
                 () = readable(self.sockets.first()) => Event::Readable(0),
                 () = readable(self.sockets.get(1)) => Event::Readable(1),
+                Some((from, bytes, stride)) = came(self.wss.as_mut()) => {
+                    Event::Came(from, bytes, stride)
+                }
                 () = sleep_until(deadline) => Event::Timeout,
             };
             let (now, unix) = (clock::now(), clock::unix());
             match event {
+                Event::Came(from, bytes, stride) => {
+                    self.take_all((from, bytes, stride), now, unix);
+                }
                 Event::Command(Some(command)) => self.handle_command(command, unix),
                 Event::Command(None) => commanded = false,
                 Event::Readable(socket) => self.receive(socket, &mut buffer, now, unix),
@@ -208,7 +240,11 @@ impl Gateway {
             GatewayCommand::SetNetworks(networks) => self.core.set_networks(&networks),
             GatewayCommand::Status(reply) => {
                 // Whoever asked may have gone.
-                drop(reply.send(self.core.status()));
+                let connections = self.wss.as_ref().map_or(0, Wss::len);
+                drop(reply.send(GatewayStatus {
+                    connections,
+                    ..self.core.status()
+                }));
             }
         }
     }
@@ -219,6 +255,10 @@ impl Gateway {
                 return;
             };
             match port.receive(buffer) {
+                // Nobody is there: whoever says so would pass for a connection.
+                Ok(received) if is_carrier(received.from) => {
+                    self.core.count_unsent(DropReason::DatagramUnknown, 1);
+                }
                 Ok(received) => {
                     let (from, stride) = (received.from, received.stride);
                     let bytes = buffer.get_mut(..received.length).unwrap_or_default();
@@ -230,6 +270,19 @@ impl Gateway {
                 Err(error) => tracing::debug!(%error, "Receive error"),
             }
             self.transmit();
+        }
+    }
+
+    /// Takes what connections brought, until the others have their turn.
+    fn take_all(&mut self, first: (SocketAddr, Vec<u8>, usize), now: Instant, unix: UnixTime) {
+        let (mut next, mut left) = (Some(first), RECEIVES);
+        while let Some((from, mut bytes, stride)) = next.take() {
+            self.core.handle_batch(from, &mut bytes, stride, now, unix);
+            self.pass_on(&bytes, Ecn::NotEct);
+            self.transmit();
+            left -= 1;
+            let wss = self.wss.as_mut().filter(|_| left > 0);
+            next = wss.and_then(Wss::receive_now);
         }
     }
 
@@ -249,13 +302,22 @@ impl Gateway {
 
     /// Sends datagrams that lie end to end, or counts those that the kernel does not take.
     fn send(&mut self, to: SocketAddr, mut bytes: &[u8], stride: usize, ecn: Ecn) {
+        if is_carrier(to) {
+            let wss = self.wss.as_ref();
+            if !wss.is_some_and(|wss| wss.send(to, bytes, stride)) {
+                let unsent = bytes.len().div_ceil(stride.max(1));
+                self.core.count_unsent(DropReason::CarrierQueueFull, unsent);
+            }
+            return;
+        }
         let mut ports = self.sockets.iter();
         let port = ports.find(|port| port.local.is_ipv4() == to.is_ipv4());
         while !bytes.is_empty() {
             // Past the reactor, which would refuse until it has seen the socket writable.
             let sent = port.map(|port| port.udp.send_some(bytes, stride, to, ecn));
             let Some(Ok(count)) = sent else {
-                self.core.count_unsent(bytes.len().div_ceil(stride));
+                let unsent = bytes.len().div_ceil(stride);
+                self.core.count_unsent(DropReason::UdpSend, unsent);
                 return;
             };
             bytes = bytes.get(count * stride..).unwrap_or_default();
@@ -366,6 +428,14 @@ fn writer(file: StateFile) -> (watch::Sender<Recovery>, JoinHandle<()>) {
         }
     });
     (sender, task)
+}
+
+/// Cancel safe, as [`Wss::receive`] is.
+async fn came(wss: Option<&mut Wss>) -> Option<(SocketAddr, Vec<u8>, usize)> {
+    match wss {
+        Some(wss) => wss.receive().await,
+        None => pending().await,
+    }
 }
 
 /// Cancel safe: waits only.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Did, NetworkId, OverlayIp};
+use crate::wire::carrier;
 
 /// Most attachments listed one by one.
 pub const MAX_LISTED: usize = 1000;
@@ -19,6 +20,9 @@ pub struct GatewayStatus {
     /// Agents whose handshake is under way.
     pub attaching: usize,
     pub routes: usize,
+    /// By WebSocket, whoever uses them.
+    #[serde(default)]
+    pub connections: usize,
     pub forwarded_frames: u64,
     pub forwarded_bytes: u64,
     /// Dropped datagrams and frames by reason; reasons that never happened are left out.
@@ -32,7 +36,39 @@ pub struct GatewayStatus {
 pub struct AttachmentStatus {
     pub agent: OverlayIp,
     pub network: NetworkId,
+    /// Of an agent that came by a connection over IPv6, the /64 it is in.
     pub endpoint: SocketAddr,
+    #[serde(default)]
+    pub carrier: Carrier,
     /// Silent for more than a lease.
     pub stale: bool,
+}
+
+/// What carries an agent's frames.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    #[default]
+    Udp,
+    /// WebSocket over TLS.
+    Wss,
+}
+
+impl Carrier {
+    /// Returns what carries datagrams of `endpoint`.
+    pub fn of(endpoint: SocketAddr) -> Self {
+        if carrier::is_carrier(endpoint) {
+            Self::Wss
+        } else {
+            Self::Udp
+        }
+    }
+
+    /// Returns its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Wss => "wss",
+        }
+    }
 }

@@ -165,6 +165,7 @@ async fn start_gateway(
             listen,
             advertise: Vec::new(),
             region: None,
+            wss: None,
         };
         gateway::init(&new, operator).await?;
     }

@@ -19,6 +19,7 @@ use crate::gateway::server::{self, Gateway};
 use crate::node::local_api::{self, SocketError};
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
+use crate::os::wss::CertificateError;
 use crate::registry::client::ClientError;
 
 pub use setup::{Initialised, Plan, init};
@@ -37,6 +38,8 @@ pub enum GatewayError {
     NeedsAddress(SocketAddr),
     #[error("the operator token's registry pin is damaged")]
     BadPin,
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
@@ -107,6 +110,7 @@ pub async fn serve(
         recovery: config.dir.join("attachments.json"),
         core: config.core(),
         offload: config.settings.udp.offload,
+        wss: setup::wss(&config.settings)?,
     };
     let core = CoreKeys {
         gateway: keys.identity.did(),
@@ -119,7 +123,11 @@ pub async fn serve(
     let status = tokio::spawn(status::serve(listener, commands.clone(), async {
         drop(stopped.await);
     }));
-    let reach = setup::reach(&config.settings, &gateway.addresses());
+    let reach = setup::reach(
+        &config.settings,
+        &gateway.addresses(),
+        gateway.wss_address(),
+    );
     let region = config.settings.udp.region.clone();
     let follow = follow::Follow::new(keys, reach, region, commands, known);
     let follow = tokio::spawn(follow.run());

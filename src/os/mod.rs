@@ -18,3 +18,4 @@ pub mod tls;
 pub mod tun;
 pub mod udp;
 pub mod underlay;
+pub mod wss;

@@ -157,6 +157,9 @@ pub struct Gateway {
     pub tunnel: TunnelKey,
     /// `host:port` of its UDP socket, at most 8.
     pub udp: Vec<String>,
+    /// `wss://host:port/path` of its WebSockets, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wss: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     pub features: Vec<String>,

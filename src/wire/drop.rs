@@ -25,6 +25,8 @@ macro_rules! drop_reasons {
 
 // In alphabetical order; a new reason goes to its place.
 drop_reasons! {
+    /// A datagram for a connection that is gone, or whose queue was full.
+    CarrierQueueFull => "carrier_queue_full",
     /// A data channel packet that does not open, or whose counter was seen before or is too old.
     ChannelInvalid => "channel_invalid",
     /// A message of a data channel's handshake that fits nothing, or does not prove itself.

@@ -3,6 +3,7 @@
 pub mod a2g;
 pub mod api;
 pub mod candidate;
+pub mod carrier;
 pub mod channel;
 pub mod control;
 pub mod datagram;

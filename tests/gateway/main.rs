@@ -3,6 +3,7 @@
 
 #[path = "../sim/network.rs"]
 mod network;
+mod wss;
 
 use std::{
     io,
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running gateway.
 struct Running {
     at: SocketAddr,
+    /// None where frames come by UDP alone.
+    wss: Option<SocketAddr>,
     commands: mpsc::Sender<GatewayCommand>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -49,7 +52,7 @@ impl Running {
 
     async fn start_with(config: GatewayConfig, network: &Network) -> Self {
         let gateway = Gateway::bind(&config, keys()).unwrap();
-        let at = gateway.addresses()[0];
+        let (at, wss) = (gateway.addresses()[0], gateway.wss_address());
         let (commands, receiver) = mpsc::channel(8);
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(gateway.run(receiver, async move {
@@ -59,6 +62,7 @@ impl Running {
         commands.send(serve).await.unwrap();
         Self {
             at,
+            wss,
             commands,
             stop,
             task,
@@ -189,6 +193,7 @@ fn config(listen: SocketAddr, recovery: &Path) -> GatewayConfig {
             burst: 100,
         },
         offload: true,
+        wss: None,
     }
 }
 

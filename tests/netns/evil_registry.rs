@@ -172,6 +172,7 @@ fn made_up(network: NetworkId, to: &IdentityKey) -> Vec<(&'static str, String)> 
         let claims = Gateway {
             tunnel: agentnet::id::TunnelSecret::from_seed([7; 32]).public(),
             udp: vec!["198.51.100.99:16201".to_owned()],
+            wss: vec![],
             region: None,
             features: vec![],
             ttl: 600,

@@ -10,6 +10,7 @@ fn body(gateway: &IdentityKey, port: u16) -> GatewayBody {
         gateway: gateway.did(),
         tunnel: TunnelSecret::from_seed([5; 32]).public(),
         udp: vec![format!("198.51.100.7:{port}")],
+        wss: vec![],
         region: Some("eu".to_owned()),
         features: vec![],
     }
@@ -123,6 +124,7 @@ async fn a_gateway_that_lists_nonsense_is_refused() {
     let good = body(&key(), 1);
     let with = |udp: &[&str]| GatewayBody {
         udp: udp.iter().map(|u| (*u).to_owned()).collect(),
+        wss: vec![],
         ..good.clone()
     };
     let long = format!("{}:1", "a".repeat(300));

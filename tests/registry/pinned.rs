@@ -129,6 +129,7 @@ async fn statements_of_foreign_signers_are_not_taken_over() {
         let claims = Gateway {
             tunnel: agentnet::id::TunnelSecret::from_seed([6; 32]).public(),
             udp: vec!["192.0.2.66:16201".to_owned()],
+            wss: vec![],
             region: None,
             features: vec![],
             ttl: 600,

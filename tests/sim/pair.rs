@@ -567,6 +567,7 @@ pub(crate) fn gateway_statement(unix: UnixTime) -> Statement<Gateway> {
     let claims = Gateway {
         tunnel: TunnelSecret::from_seed([GATEWAY; 32]).public(),
         udp: vec!["203.0.113.1:16201".to_owned()],
+        wss: vec![],
         region: None,
         features: vec![],
         ttl: 600,

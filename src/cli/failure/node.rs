@@ -189,6 +189,9 @@ impl From<GatewayError> for Failure {
             GatewayError::Server(server::GatewayError::Listen { source, .. }) => {
                 cure_of_udp(source)
             }
+            GatewayError::Certificate(_) => {
+                Some("wss.certificate and wss.key are PEM files that fit each other")
+            }
             GatewayError::File(_)
             | GatewayError::Lock(_)
             | GatewayError::Registry(_)
@@ -205,6 +208,7 @@ impl From<GatewayError> for Failure {
                 ..Self::cured(&error, cure)
             },
             GatewayError::BadPin
+            | GatewayError::Certificate(_)
             | GatewayError::Exists(_)
             | GatewayError::Missing(_)
             | GatewayError::Server(_) => Self::cured(&error, cure),

@@ -2,6 +2,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::id::OverlayIp;
 use crate::wire::candidate::{Candidate, MAX_CANDIDATES};
+use crate::wire::carrier;
 
 /// How far a path goes; the lowest is preferred.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -44,7 +45,7 @@ pub(super) fn is_reachable(endpoint: SocketAddr) -> bool {
             is_unicast_v6(*v6.ip()) && (has_scope || !v6.ip().is_unicast_link_local())
         }
     };
-    is_good && endpoint.port() != 0
+    is_good && endpoint.port() != 0 && !carrier::is_carrier(endpoint)
 }
 
 fn is_unicast_v4(ip: Ipv4Addr) -> bool {
@@ -126,6 +127,7 @@ mod tests {
             "[fdab:1:2:3::4]:1",
             "[::ffff:127.0.0.1]:1",
             "[2001:db8::1]:0",
+            "[100::1]:1",
         ];
 
         for endpoint in good {

@@ -202,3 +202,38 @@ proptest! {
         prop_assert_eq!(whole.forwarded, single.forwarded);
     }
 }
+
+/// connections of one host share its limits, and nothing of them is told or outlives us.
+#[test]
+fn connections_count_as_the_host_they_are_from() {
+    let now = start();
+    let mut core = core(now);
+    let from = |number| carrier::endpoint(number, "192.0.2.200:40000".parse().unwrap());
+    let unknown = |hop: u8| Header {
+        hop: u32::from(hop) + 1000,
+        ..data(1, 50)
+    };
+
+    for n in 0..20 {
+        let frame = unknown(n).frame(&HopKeys::derive(&[1; 32], Direction::Up), &[]);
+        core.handle_datagram(from(u64::from(n)), frame, now, UNIX);
+    }
+    let resets = std::iter::from_fn(|| core.poll_transmit()).count();
+    let request = stun::request(&[7; 12]);
+    core.handle_datagram(from(1), request.clone(), now, UNIX);
+    let of_connection = core.poll_transmit();
+    core.handle_datagram(endpoint(9), request, now, UNIX);
+    let of_socket = core.poll_transmit();
+    let hop = NewHop {
+        endpoint: from(1),
+        ..new(4)
+    };
+    core.hops.insert(hop, now);
+
+    assert_eq!(resets, 5);
+    assert!(of_connection.is_none() && of_socket.is_some());
+    assert_eq!(core.recovery().hops.len(), AGENTS.len());
+    let status = core.status();
+    let listed = status.attachments.iter().map(|one| one.carrier);
+    assert_eq!(listed.filter(|by| *by == Carrier::Wss).count(), 1);
+}

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 use crate::gateway::server::GatewayCommand;
 use crate::id::NetworkId;
 use crate::node::gateway::GatewayError;
-use crate::node::gateway::setup::Keys;
+use crate::node::gateway::setup::{Keys, Reach};
 use crate::os::clock;
 use crate::os::files::{FileError, StateFile};
 use crate::registry::client::{Caller, ClientError, RegistryClient, WatchEvent};
@@ -32,8 +32,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// The gateway's connection to its registry, over all reconnections.
 pub(super) struct Follow {
     keys: Keys,
-    /// `host:port` the registry hands out.
-    udp: Vec<String>,
+    /// What the registry hands out.
+    reach: Reach,
     region: Option<String>,
     commands: mpsc::Sender<GatewayCommand>,
     known: Known,
@@ -86,14 +86,14 @@ impl Known {
 impl Follow {
     pub(super) const fn new(
         keys: Keys,
-        udp: Vec<String>,
+        reach: Reach,
         region: Option<String>,
         commands: mpsc::Sender<GatewayCommand>,
         known: Known,
     ) -> Self {
         Self {
             keys,
-            udp,
+            reach,
             region,
             commands,
             known,
@@ -168,7 +168,7 @@ impl Follow {
 
     async fn refresh(&self, client: &RegistryClient) -> Result<(), ClientError> {
         let caller = Caller::domain(&self.keys.identity, clock::unix());
-        let body = self.keys.body(self.udp.clone(), self.region.clone());
+        let body = self.keys.body(self.reach.clone(), self.region.clone());
         client.refresh_gateway(&caller, &body).await?;
         Ok(())
     }

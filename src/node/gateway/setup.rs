@@ -2,15 +2,18 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::GatewaySettings;
+use crate::gateway::wss::{HANDSHAKE, PATH, WssConfig};
 use crate::id::{Did, DomainId, IdentityKey, TunnelSecret};
 use crate::node::gateway::GatewayError;
 use crate::os::files::{StateFile, create_folder, create_private};
 use crate::os::tls::Pin;
+use crate::os::wss::{CertificateError, self_signed, server_of};
 use crate::os::{clock, random};
 use crate::registry::client::{Caller, RegistryClient};
 use crate::statement::token::OperatorToken;
@@ -18,6 +21,9 @@ use crate::wire::api::registry::GatewayBody;
 
 /// Version of the key file's contents.
 const VERSION: u32 = 1;
+
+/// What a certificate that a gateway made itself is for; nobody looks.
+const CERTIFICATE_NAME: &str = "gateway.invalid";
 
 /// The commented settings that `init` fills in.
 const SAMPLE: &str = include_str!("../../../config/gateway.toml");
@@ -46,15 +52,26 @@ impl Keys {
     }
 
     /// Returns what the registry is to say of this gateway.
-    pub(super) fn body(&self, udp: Vec<String>, region: Option<String>) -> GatewayBody {
+    pub(super) fn body(&self, reach: Reach, region: Option<String>) -> GatewayBody {
+        let wss = Some("wss").filter(|_| !reach.wss.is_empty());
         GatewayBody {
             gateway: self.identity.did(),
             tunnel: self.tunnel.public(),
-            udp,
+            udp: reach.udp,
+            wss: reach.wss,
             region,
-            features: vec!["udp".to_owned()],
+            features: ["udp"].into_iter().chain(wss).map(str::to_owned).collect(),
         }
     }
+}
+
+/// Where agents find a gateway.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Reach {
+    /// `host:port`.
+    pub(super) udp: Vec<String>,
+    /// `wss://host:port/path`.
+    pub(super) wss: Vec<String>,
 }
 
 /// What a new gateway is to be.
@@ -65,6 +82,8 @@ pub struct Plan {
     /// `host:port` agents use, best first; empty means the listening address.
     pub advertise: Vec<String>,
     pub region: Option<String>,
+    /// Where it takes WebSockets too; None where it takes none.
+    pub wss: Option<SocketAddr>,
 }
 
 /// A gateway that was set up.
@@ -96,11 +115,16 @@ pub async fn init(plan: &Plan, operator: &OperatorToken) -> Result<Initialised, 
         pin: operator.pin.clone(),
         domain: operator.domain,
     };
+    let wss = plan.wss.map(|at| wss_at(&udp, at.port()));
+    let reach = Reach {
+        udp: udp.clone(),
+        wss: wss.unwrap_or_default(),
+    };
     // The registry comes first: whom it does not know is no gateway.
     let client = keys.connect().await?;
     let caller = Caller::domain(&operator.key, clock::unix());
     client
-        .enrol_gateway(&caller, &keys.body(udp.clone(), plan.region.clone()))
+        .enrol_gateway(&caller, &keys.body(reach, plan.region.clone()))
         .await?;
     create_folder(&plan.dir)?;
     let written = write(plan, &keys, &key, &settings);
@@ -130,12 +154,56 @@ pub(super) fn load(dir: &Path) -> Result<Keys, GatewayError> {
 }
 
 /// Returns where agents reach a gateway: as the settings say, else where it listens.
-pub(super) fn reach(settings: &GatewaySettings, listens: &[SocketAddr]) -> Vec<String> {
-    if !settings.udp.advertise.is_empty() {
-        return settings.udp.advertise.clone();
-    }
+pub(super) fn reach(
+    settings: &GatewaySettings,
+    listens: &[SocketAddr],
+    wss: Option<SocketAddr>,
+) -> Reach {
     let real = listens.iter().filter(|at| !at.ip().is_unspecified());
-    real.map(SocketAddr::to_string).collect()
+    let udp = match settings.udp.advertise.as_slice() {
+        [] => real.map(SocketAddr::to_string).collect(),
+        given => given.to_vec(),
+    };
+    let wss = match (wss, settings.wss.advertise.as_slice()) {
+        (None, _) => Vec::new(),
+        (Some(at), []) => wss_at(&udp, at.port()),
+        (Some(_), given) => given.to_vec(),
+    };
+    Reach { udp, wss }
+}
+
+/// Returns where WebSockets are on the hosts of `udp`, each once.
+fn wss_at(udp: &[String], port: u16) -> Vec<String> {
+    let mut all = Vec::new();
+    for endpoint in udp {
+        let host = endpoint.rsplit_once(':').map_or("", |(host, _)| host);
+        let target = format!("wss://{host}:{port}{PATH}");
+        if !all.contains(&target) {
+            all.push(target);
+        }
+    }
+    all
+}
+
+/// Returns what WebSockets of a gateway need; None where it has none.
+pub(super) fn wss(settings: &GatewaySettings) -> Result<Option<WssConfig>, CertificateError> {
+    let wss = &settings.wss;
+    let Some(listen) = wss.listen else {
+        return Ok(None);
+    };
+    let tls = match (&wss.certificate, &wss.key) {
+        (Some(certificate), Some(key)) => server_of(certificate, key)?,
+        (Some(_) | None, _) => self_signed(&[CERTIFICATE_NAME.to_owned()])?,
+    };
+    Ok(Some(WssConfig {
+        listen,
+        tls,
+        connections: wss.connections,
+        per_source: wss.connections_per_source,
+        handshake: HANDSHAKE,
+        // Agents say something every 25 s; after two leases they are no more attached anyway.
+        idle: 2 * Duration::from_secs(settings.attach.lease),
+    }))
 }
 
 fn key_file(dir: &Path) -> PathBuf {
@@ -150,21 +218,31 @@ fn settings_text(plan: &Plan) -> String {
             .map(|one| toml::Value::from(one.as_str()).to_string());
         format!("[{}]", all.collect::<Vec<_>>().join(", "))
     };
-    let mut filled = vec![("#listen = ", quoted(&[plan.listen.to_string()]))];
+    let text = |one: &str| toml::Value::from(one).to_string();
+    let mut filled = vec![(("[udp]", "#listen = "), quoted(&[plan.listen.to_string()]))];
     if !plan.advertise.is_empty() {
-        filled.push(("#advertise = ", quoted(&plan.advertise)));
+        filled.push((("[udp]", "#advertise = "), quoted(&plan.advertise)));
     }
     if let Some(region) = &plan.region {
-        filled.push(("#region = ", toml::Value::from(region.as_str()).to_string()));
+        filled.push((("[udp]", "#region = "), text(region)));
     }
-    let line = |line: &str| {
-        let value = filled.iter().find(|(start, _)| line.starts_with(start));
-        value.map_or_else(
-            || line.to_owned(),
-            |(start, value)| format!("{}{value}", &start[1..]),
-        )
-    };
-    SAMPLE.lines().map(line).collect::<Vec<_>>().join("\n") + "\n"
+    if let Some(at) = plan.wss {
+        filled.push((("[wss]", "#listen = "), text(&at.to_string())));
+    }
+    let mut section = "";
+    let mut all = String::new();
+    for line in SAMPLE.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let is_here = |start: &(&str, &str)| start.0 == section && line.starts_with(start.1);
+        match filled.iter().find(|(start, _)| is_here(start)) {
+            Some(((_, start), value)) => all.extend([&start[1..], value.as_str()]),
+            None => all.push_str(line),
+        }
+        all.push('\n');
+    }
+    all
 }
 
 #[cfg(test)]
@@ -178,6 +256,7 @@ mod tests {
             listen: "0.0.0.0:16201".parse().unwrap(),
             advertise: vec!["gw.example.org:16201".to_owned()],
             region: Some("eu \"west\"".to_owned()),
+            wss: Some("[::]:443".parse().unwrap()),
         };
 
         let read = toml::from_str::<GatewaySettings>(&settings_text(&plan)).unwrap();
@@ -188,6 +267,7 @@ mod tests {
             (plan.advertise, plan.region)
         );
         assert_eq!(read.attach, GatewaySettings::default().attach);
+        assert_eq!((read.wss.listen, read.wss.advertise), (plan.wss, vec![]));
     }
 
     #[test]
@@ -195,6 +275,31 @@ mod tests {
         let settings = GatewaySettings::default();
         let listens = ["0.0.0.0:1".parse().unwrap(), "192.0.2.1:2".parse().unwrap()];
 
-        assert_eq!(reach(&settings, &listens), ["192.0.2.1:2"]);
+        assert_eq!(reach(&settings, &listens, None).udp, ["192.0.2.1:2"]);
+    }
+
+    #[test]
+    fn websockets_are_where_udp_is_unless_the_settings_say_otherwise() {
+        let mut settings = GatewaySettings::default();
+        settings.udp.advertise = [
+            "gw.example.org:16201",
+            "[2001:db8::1]:1",
+            "gw.example.org:2",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let at = Some("[::]:443".parse().unwrap());
+
+        let same = reach(&settings, &[], at).wss;
+        settings.wss.advertise = vec!["wss://front.example.org/a2g".to_owned()];
+        let given = reach(&settings, &[], at).wss;
+
+        let expected = [
+            "wss://gw.example.org:443/a2g",
+            "wss://[2001:db8::1]:443/a2g",
+        ];
+        assert_eq!(same, expected);
+        assert_eq!(given, settings.wss.advertise);
+        assert!(reach(&settings, &[], None).wss.is_empty());
     }
 }

@@ -7,6 +7,7 @@ use tracing::info;
 
 use crate::id::UnixTime;
 use crate::os::clock;
+use crate::os::wss::Target;
 use crate::registry::api::App;
 use crate::registry::api::auth::Authed;
 use crate::registry::api::authority::too_long;
@@ -106,6 +107,7 @@ async fn list(
     let claims = Gateway {
         tunnel: body.tunnel,
         udp: body.udp,
+        wss: body.wss,
         region: body.region,
         features: body.features,
         ttl: GATEWAY_LEASE.as_secs(),
@@ -136,6 +138,13 @@ fn check(body: &GatewayBody) -> Result<(), ApiError> {
         return Err(ApiError::with(
             Code::BadRequest,
             format_args!("`udp` lists 1 to {MAX_ENDPOINTS} of host:port"),
+        ));
+    }
+    let is_target = |text: &String| text.len() <= 2 * MAX_TEXT && text.parse::<Target>().is_ok();
+    if body.wss.len() > MAX_ENDPOINTS || !body.wss.iter().all(is_target) {
+        return Err(ApiError::with(
+            Code::BadRequest,
+            format_args!("`wss` lists at most {MAX_ENDPOINTS} of wss://host:port/path"),
         ));
     }
     if body.features.len() > MAX_FEATURES || body.features.iter().any(|f| f.len() > 32) {

@@ -210,6 +210,9 @@ pub struct GatewayBody {
     pub tunnel: TunnelKey,
     /// `host:port` of its UDP socket, at most 8.
     pub udp: Vec<String>,
+    /// `wss://host:port/path` of its WebSockets, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wss: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     #[serde(default)]

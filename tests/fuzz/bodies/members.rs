@@ -147,6 +147,7 @@ fn gateway(unix: UnixTime) -> Statement<Gateway> {
     let claims = Gateway {
         tunnel: tunnel(GATEWAY).public(),
         udp: vec![GATEWAY_AT.to_owned()],
+        wss: vec![],
         region: None,
         features: vec![],
         ttl: 600,

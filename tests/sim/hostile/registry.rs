@@ -276,6 +276,7 @@ fn gateway(by: u8, of: &IdentityKey, udp: &str, region: Option<String>) -> State
     let claims = Gateway {
         tunnel: TunnelSecret::from_seed([66; 32]).public(),
         udp: vec![udp.to_owned()],
+        wss: vec![],
         region,
         features: vec![],
         ttl: 600,

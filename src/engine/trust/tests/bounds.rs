@@ -27,6 +27,7 @@ fn gateway(n: u16, seq: u64, signer: u8, life: Duration) -> Statement<Gateway> {
     let claims = Gateway {
         tunnel: TunnelSecret::from_seed(seed).public(),
         udp: vec![format!("192.0.2.1:{seq}")],
+        wss: vec![],
         region: None,
         features: vec![],
         ttl: 600,
