@@ -127,6 +127,10 @@ async fn a_gateway_that_lists_nonsense_is_refused() {
         wss: vec![],
         ..good.clone()
     };
+    let by_wss = |wss: &[&str]| GatewayBody {
+        wss: wss.iter().map(|w| (*w).to_owned()).collect(),
+        ..good.clone()
+    };
     let long = format!("{}:1", "a".repeat(300));
 
     for bad in [
@@ -136,6 +140,10 @@ async fn a_gateway_that_lists_nonsense_is_refused() {
         with(&[":1"]),
         with(&["a:1"; 9]),
         with(&[long.as_str()]),
+        by_wss(&["http://h:443/"]),
+        by_wss(&["wss://h:0/"]),
+        by_wss(&["wss://h/a b"]),
+        by_wss(&["wss://h/"; 9]),
         GatewayBody {
             features: vec!["x".to_owned(); 17],
             ..good.clone()
