@@ -70,7 +70,11 @@ impl Status {
             0 => String::new(),
             n => format!(", {n} waiting for an answer (agentnet trust pending)"),
         };
-        let lines = [
+        let best = agent.gateway.as_ref();
+        let is_other = |other: &&GatewayStatus| best.is_none_or(|best| best.id != other.id);
+        let others = agent.gateways.iter().filter(is_other);
+        let others = others.map(|other| ("", self.gateway_text(Some(other))));
+        let first = [
             ("address", format!("{} on {device}", agent.address)),
             (
                 "network",
@@ -78,12 +82,15 @@ impl Status {
             ),
             ("id", agent.id.to_string()),
             ("registry", self.registry_text(agent)),
-            ("gateway", self.gateway_text(agent.gateway.as_ref())),
+            ("gateway", self.gateway_text(best)),
+        ];
+        let last = [
             ("membership", format!("{renews}ends {ends}")),
             ("peers", format!("{}{waiting}", agent.peers)),
         ];
+        let lines = first.into_iter().chain(others).chain(last);
         let lines = lines.map(|(name, value)| format!("{name:<12}{value}"));
-        lines.join("\n")
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     fn stun_text(&self) -> String {

@@ -1,12 +1,13 @@
 //! Pure: the data channels the worker seals and opens by, and what went through them.
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::Range};
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::dataplane::aead::Library;
 use crate::dataplane::crypt::{Opener, Sealer};
 use crate::dataplane::relay::{Hops, Way};
 use crate::engine::HopEvent;
-use crate::engine::channel::{ChannelChange, NewChannel, Passed, Route, Volume};
+use crate::engine::channel::{Arrival, ChannelChange, NewChannel, Passed, Route, Volume};
+use crate::engine::hop::{MAX_HOPS, Slot};
 use crate::policy::Pair;
 use crate::wire::a2g;
 use crate::wire::channel::parse;
@@ -97,7 +98,7 @@ impl Channels {
         }
     }
 
-    /// Takes by which hop frames of an agent go from now on.
+    /// Takes what a hop of an agent is from now on.
     pub(super) fn change_hop(&mut self, event: HopEvent) {
         self.hops.change(event);
     }
@@ -147,7 +148,7 @@ impl Channels {
         let way = match outgoing.route {
             Route::Direct(to) => Way::Direct(to),
             Route::Engine => return None,
-            Route::Relayed => self.hops.way(*pair)?,
+            Route::Relayed(slot) => self.hops.way(*pair, slot)?,
         };
         let sealer = outgoing.sealers.get_mut(&outgoing.sending?)?;
         Some((sealer, way))
@@ -158,15 +159,15 @@ impl Channels {
         self.mtus.get(pair).copied()
     }
 
-    /// Opens the packet that a frame carries, in place.
-    pub(super) fn open_frame(&mut self, frame: &mut [u8]) -> Result<Opened, Unopened> {
-        let pair = self.hops.open(frame).map_err(Unopened::Dropped)?;
+    /// Opens the packet that a frame carries, in place; returns the hop it came by too.
+    pub(super) fn open_frame(&mut self, frame: &mut [u8]) -> Result<(Opened, Slot), Unopened> {
+        let (pair, slot) = self.hops.open(frame).map_err(Unopened::Dropped)?;
         let packet = frame.get_mut(a2g::HEADER..).unwrap_or_default();
         match self.open(packet) {
-            Ok(opened) if opened.pair == pair => Ok(Opened {
-                place: a2g::HEADER + opened.place.start..a2g::HEADER + opened.place.end,
-                ..opened
-            }),
+            Ok(opened) if opened.pair == pair => {
+                let place = a2g::HEADER + opened.place.start..a2g::HEADER + opened.place.end;
+                Ok((Opened { place, ..opened }, slot))
+            }
             // The gateway says that another agent sent it.
             Ok(_) => Err(Unopened::Dropped(DropReason::FrameSource)),
             Err(DropReason::ChannelUnknown) => Err(Unopened::Stray(pair)),
@@ -188,21 +189,27 @@ impl Channels {
         })
     }
 
-    /// Counts what was sealed for `pair`'s peer, and how many packets of that a gateway got.
-    pub(super) fn note_sent(&mut self, pair: Pair, sealed: Volume, relayed: u64) {
+    /// Counts what was sealed for `pair`'s peer, and the hop it went by if a gateway got it.
+    pub(super) fn note_sent(&mut self, pair: Pair, sealed: Volume, by: Option<Slot>) {
         let passed = self.passed(pair);
         passed.sent.packets += sealed.packets;
         passed.sent.bytes += sealed.bytes;
-        passed.relayed.0 += relayed;
+        if let Some((sent, _)) = by.and_then(|slot| passed.relayed.get_mut(slot.index())) {
+            *sent += sealed.packets;
+        }
     }
 
-    /// Counts a packet that came from `pair`'s peer; `from` is None when a gateway relayed it.
-    pub(super) fn note_received(&mut self, pair: Pair, bytes: u64, from: Option<SocketAddr>) {
+    /// Counts a packet that came from `pair`'s peer.
+    pub(super) fn note_received(&mut self, pair: Pair, bytes: u64, from: Arrival) {
         let passed = self.passed(pair);
         passed.received.packets += 1;
         passed.received.bytes += bytes;
-        passed.relayed.1 += u64::from(from.is_none());
-        passed.from = from;
+        passed.from = Some(from);
+        if let Arrival::Relayed(slot) = from
+            && let Some((_, received)) = passed.relayed.get_mut(slot.index())
+        {
+            *received += 1;
+        }
     }
 
     /// Counts a packet of `pair`'s peer to a channel that is not known here.
@@ -223,7 +230,7 @@ impl Channels {
             sent: Volume::default(),
             received: Volume::default(),
             from: None,
-            relayed: (0, 0),
+            relayed: [(0, 0); MAX_HOPS],
             unknown: 0,
         })
     }
@@ -236,6 +243,7 @@ mod tests {
     use crate::dataplane::testing::pair;
     use crate::engine::channel::data_key;
     use crate::wire::channel::Suite;
+    use std::net::SocketAddr;
 
     fn new(id: u32, key: u8) -> ChannelChange {
         ChannelChange::New(NewChannel {
@@ -335,7 +343,7 @@ mod tests {
     fn pairs_that_are_no_more_have_no_channels() {
         let mut channels = channels();
         let mut packet = seal(&mut channels, 2);
-        channels.note_sent(pair(2), volume(1, 5), 0);
+        channels.note_sent(pair(2), volume(1, 5), None);
 
         channels.retain(|kept| *kept == pair(3));
 
@@ -347,16 +355,19 @@ mod tests {
     #[test]
     fn what_passed_is_told_once() {
         let mut channels = channels();
-        channels.note_sent(pair(2), volume(2, 100), 1);
-        channels.note_received(pair(2), 50, Some(to()));
-        channels.note_received(pair(3), 7, None);
+        let [_, second, third] = Slot::ALL;
+        channels.note_sent(pair(2), volume(2, 100), Some(second));
+        channels.note_received(pair(2), 50, Arrival::Direct(to()));
+        channels.note_received(pair(3), 7, Arrival::Relayed(third));
 
         let told = channels.take_passed();
 
         assert_eq!(told.len(), 2);
         assert_eq!((told[0].sent.packets, told[0].sent.bytes), (2, 100));
-        assert_eq!((told[0].received.bytes, told[0].from), (50, Some(to())));
-        assert_eq!((told[0].relayed, told[1].relayed), ((1, 0), (0, 1)));
+        let direct = Some(Arrival::Direct(to()));
+        assert_eq!((told[0].received.bytes, told[0].from), (50, direct));
+        assert_eq!(told[0].relayed, [(0, 0), (2, 0), (0, 0)]);
+        assert_eq!(told[1].relayed, [(0, 0), (0, 0), (0, 1)]);
         assert!(channels.take_passed().is_empty());
     }
 }

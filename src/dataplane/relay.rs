@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::dataplane::crypt::{OVERHEAD, Sealer};
 use crate::engine::HopEvent;
-use crate::engine::hop::SharedHop;
+use crate::engine::hop::{SharedHop, Slot};
 use crate::engine::window::ReplayWindow;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
@@ -22,7 +22,7 @@ use crate::wire::drop::DropReason;
 /// The hops of this node's agents.
 #[derive(Debug, Default)]
 pub(super) struct Hops {
-    outgoing: BTreeMap<OverlayIp, SharedHop>,
+    outgoing: BTreeMap<(OverlayIp, Slot), SharedHop>,
     /// By the id in frames from the gateway. Gateways choose these, so that two may be equal.
     incoming: BTreeMap<u32, Vec<Incoming>>,
 }
@@ -30,6 +30,7 @@ pub(super) struct Hops {
 #[derive(Debug)]
 struct Incoming {
     local: OverlayIp,
+    slot: Slot,
     keys: HopKeys,
     window: ReplayWindow,
 }
@@ -39,8 +40,8 @@ struct Incoming {
 pub(super) enum Way<'a> {
     /// As they are.
     Direct(SocketAddr),
-    /// In frames of the local agent's hop.
-    Relayed(Pair, &'a SharedHop),
+    /// In frames of a hop of the local agent.
+    Relayed(Pair, Slot, &'a SharedHop),
 }
 
 /// Tells whether a datagram is a frame that carries a packet of a data channel.
@@ -51,34 +52,35 @@ pub(super) fn carries_channel(datagram: &[u8]) -> bool {
 }
 
 impl Hops {
-    /// Takes by which hop frames of an agent go from now on.
+    /// Takes what a hop of an agent is from now on.
     pub(super) fn change(&mut self, event: HopEvent) {
-        let local = event.local;
-        self.outgoing.remove(&local);
+        let HopEvent { local, slot, hop } = event;
+        self.outgoing.remove(&(local, slot));
         self.incoming.retain(|_, hops| {
-            hops.retain(|hop| hop.local != local);
+            hops.retain(|hop| hop.local != local || hop.slot != slot);
             !hops.is_empty()
         });
-        if let Some(hop) = event.hop {
+        if let Some(hop) = hop {
             let incoming = Incoming {
                 local,
+                slot,
                 keys: hop.keys_down.clone(),
                 window: ReplayWindow::new(),
             };
             self.incoming.entry(hop.down).or_default().push(incoming);
-            self.outgoing.insert(local, hop);
+            self.outgoing.insert((local, slot), hop);
         }
     }
 
-    /// Returns how packets of `pair` are relayed; None when the engine is to have them.
-    pub(super) fn way(&self, pair: Pair) -> Option<Way<'_>> {
-        let hop = self.outgoing.get(&pair.local)?;
-        Some(Way::Relayed(pair, hop))
+    /// Returns how packets of `pair` are relayed by a hop; None when the engine is to have them.
+    pub(super) fn way(&self, pair: Pair, slot: Slot) -> Option<Way<'_>> {
+        let hop = self.outgoing.get(&(pair.local, slot))?;
+        Some(Way::Relayed(pair, slot, hop))
     }
 
     /// Checks a frame that carries a packet, and returns whom it is for and, as the gateway says,
-    /// from; the packet is at [`HEADER`].
-    pub(super) fn open(&mut self, frame: &[u8]) -> Result<Pair, DropReason> {
+    /// from, and the hop it came by; the packet is at [`HEADER`].
+    pub(super) fn open(&mut self, frame: &[u8]) -> Result<(Pair, Slot), DropReason> {
         let id = hop_id(frame).ok_or(DropReason::FrameMalformed)?;
         let hops = self.incoming.get_mut(&id);
         let hops = hops.ok_or(DropReason::FrameHopUnknown)?;
@@ -96,10 +98,11 @@ impl Hops {
         if header.kind != Kind::Data {
             return Err(DropReason::FrameMalformed);
         }
-        Ok(Pair {
+        let pair = Pair {
             local: hop.local,
             peer: OverlayIp::new(header.source).map_err(|_| DropReason::FrameSource)?,
-        })
+        };
+        Ok((pair, hop.slot))
     }
 }
 
@@ -108,15 +111,15 @@ impl Way<'_> {
     pub(super) const fn to(&self) -> SocketAddr {
         match self {
             Self::Direct(to) => *to,
-            Self::Relayed(_, hop) => hop.endpoint,
+            Self::Relayed(_, _, hop) => hop.endpoint,
         }
     }
 
-    /// Tells whether a gateway gets them.
-    pub(super) const fn is_relayed(&self) -> bool {
+    /// Returns by which hop a gateway gets them; None when none does.
+    pub(super) const fn slot(&self) -> Option<Slot> {
         match self {
-            Self::Direct(_) => false,
-            Self::Relayed(..) => true,
+            Self::Direct(_) => None,
+            Self::Relayed(_, slot, _) => Some(*slot),
         }
     }
 
@@ -132,7 +135,7 @@ impl Way<'_> {
     pub(super) fn seal(&self, sealer: &mut Sealer, plain: &[u8], out: &mut [u8]) -> bool {
         let (pair, hop) = match self {
             Self::Direct(_) => return sealer.seal(plain, out),
-            Self::Relayed(pair, hop) => (pair, hop),
+            Self::Relayed(pair, _, hop) => (pair, hop),
         };
         let sealed = out
             .get_mut(HEADER..)

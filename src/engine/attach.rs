@@ -4,6 +4,7 @@
 //! over which frames go. A new attachment is made before the old one is given up, unless the gateway
 //! has forgotten it or is silent.
 
+mod receive;
 mod share;
 
 use std::{
@@ -18,10 +19,11 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::engine::hop::{FrameIds, Hop};
+use crate::engine::rtt::Rtt;
 use crate::engine::session::{Opened, Session, SessionKeys, receiver_index};
 use crate::id::{AddressError, Did, OverlayIp, TunnelKey, TunnelSecret};
 use crate::wire::a2g::{self, Kind, Reset, gateway_address};
-use crate::wire::control::{Attached, Control, Refusal};
+use crate::wire::control::{Control, Refusal};
 use crate::wire::datagram::{Datagram, WireGuard};
 use crate::wire::drop::DropReason;
 
@@ -33,6 +35,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait, jitter included: a gateway that comes back is found within this.
 const MAX_RETRY: Duration = Duration::from_secs(3);
 
+/// The same while the agent is attached elsewhere, which is time enough.
+const MAX_SPARE_RETRY: Duration = Duration::from_secs(60);
+
 /// How much of a wait is random.
 const RETRY_JITTER_MS: u64 = 500;
 
@@ -40,22 +45,11 @@ const RETRY_JITTER_MS: u64 = 500;
 const ATTACH_RETRY: Duration = Duration::from_secs(1);
 const ATTACH_TRIES: u32 = 3;
 
-/// Longest wait after a refusal that only another record can cure.
-const MAX_REFUSED: Duration = Duration::from_secs(60);
-
-/// After a Reset agents come back one by one, those with traffic first (protocol.md section 5).
-const RESET_JITTER_MS: u64 = 3000;
-const ACTIVE_JITTER_MS: u64 = 1000;
-
-/// How long an agent that attached elsewhere since keeps quiet here; long enough that two copies of
-/// one agent do not fight, short enough that the one that remains is reachable again.
-const DISPLACED_FOR: Duration = Duration::from_secs(600);
-
 /// Datagrams waiting to be sent; an Attach takes at most 15.
 const MAX_TRANSMIT: usize = 64;
 
 /// Endpoints of a gateway that are tried in turn.
-const MAX_ENDPOINTS: usize = 16;
+pub(crate) const MAX_ENDPOINTS: usize = 16;
 
 /// What an attachment is made of.
 #[derive(Clone, Debug)]
@@ -137,6 +131,12 @@ pub struct Attachment {
     endpoint: usize,
     /// Attempts since the last success.
     attempts: u32,
+    /// Whether the agent has another gateway.
+    is_spare: bool,
+    rtt: Rtt,
+    /// When the handshake was sent whose answer tells how long the way takes; None when more than one
+    /// could be answered.
+    timed: Option<Instant>,
     /// Why the gateway refused; None since it last accepted.
     refused: Option<(Refusal, String)>,
     transmit: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -158,6 +158,9 @@ impl Attachment {
             hop: None,
             endpoint: 0,
             attempts: 0,
+            is_spare: false,
+            rtt: Rtt::default(),
+            timed: None,
             refused: None,
             transmit: VecDeque::new(),
             make_ids: None,
@@ -190,6 +193,34 @@ impl Attachment {
             (false, Phase::Displaced { .. }) => State::Displaced,
             (false, Phase::Handshaking { .. }) => State::Handshaking,
             (false, Phase::Rest | Phase::Waiting { .. }) => State::Waiting,
+        }
+    }
+
+    /// Returns how long the way to the gateway and back takes; None before that was measured.
+    pub const fn rtt(&self) -> Option<Duration> {
+        self.rtt.get()
+    }
+
+    pub(crate) const fn smoothed(&self) -> Rtt {
+        self.rtt
+    }
+
+    /// Tells whether frames go, and nothing speaks against it.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.hop.as_ref().is_some_and(|hop| !hop.is_doubted())
+    }
+
+    /// Takes whether the agent is attached elsewhere: then there is no hurry here.
+    pub(crate) fn set_spare(&mut self, is_spare: bool, now: Instant) {
+        if std::mem::replace(&mut self.is_spare, is_spare) == is_spare || is_spare {
+            return;
+        }
+        let soon = now + MAX_RETRY;
+        if let Phase::Waiting { until: at } | Phase::Handshaking { retry: at } = &mut self.phase
+            && self.refused.is_none()
+        {
+            self.attempts = 0;
+            *at = soon.min(*at);
         }
     }
 
@@ -303,6 +334,14 @@ impl Attachment {
         }
     }
 
+    /// Gives the attachment up until `until`, since the agent is another host's now.
+    pub(crate) fn rest(&mut self, until: Instant, now: Instant) {
+        if !matches!(self.phase, Phase::Detached) {
+            self.detach(now);
+            self.phase = Phase::Displaced { until };
+        }
+    }
+
     /// Gives the attachment up.
     pub fn detach(&mut self, now: Instant) {
         self.signal(Kind::SessionEnd, now);
@@ -379,6 +418,9 @@ impl Attachment {
         };
         match opened {
             Opened::Confirmed { reply, .. } => {
+                if let Some(sent) = self.timed.take() {
+                    self.note_rtt(now.saturating_duration_since(sent));
+                }
                 // The answer may be to an earlier attempt, at another endpoint.
                 let place = self.config.endpoints.iter().position(|at| *at == from);
                 self.endpoint = place.unwrap_or(self.endpoint);
@@ -393,95 +435,6 @@ impl Attachment {
             Opened::Dropped(reason) => Inbound::Dropped(reason),
             Opened::Nothing | Opened::Reply(_) => Inbound::Consumed,
         }
-    }
-
-    fn handle_control(&mut self, from: SocketAddr, message: Control, now: Instant) -> Inbound {
-        match message {
-            Control::Attached(attached) => self.attached(from, &attached, now),
-            Control::AttachRefused { code, text } => {
-                self.session = None;
-                self.refused = Some((code, text));
-                self.attempts += 1;
-                let longest = match code {
-                    // It may just have restarted, or make room.
-                    Refusal::Full | Refusal::NotServed => MAX_RETRY,
-                    Refusal::BadRecord
-                    | Refusal::Other(_)
-                    | Refusal::Outdated
-                    | Refusal::WrongKey => MAX_REFUSED,
-                };
-                let until = now + self.backoff(longest);
-                self.phase = Phase::Waiting { until };
-            }
-            Control::Goodbye { .. } => {
-                self.session = None;
-                let until = now + self.backoff(MAX_RETRY);
-                self.phase = Phase::Waiting { until };
-            }
-            Control::Attach { .. }
-            | Control::Candidates(_)
-            | Control::Channel(_)
-            | Control::Have(_)
-            | Control::Part(_)
-            | Control::Probe { .. }
-            | Control::ProbeReply(_)
-            | Control::Statement { .. } => {}
-        }
-        Inbound::Consumed
-    }
-
-    fn attached(&mut self, from: SocketAddr, attached: &Attached, now: Instant) {
-        let early = Duration::from_secs(self.rng.random_range(0..3600));
-        self.hop = Some(Hop::new(attached, from, early, now));
-        self.share_ids();
-        self.session = None;
-        self.refused = None;
-        self.attempts = 0;
-        self.phase = Phase::Rest;
-    }
-
-    fn handle_reset(&mut self, reset: Reset, now: Instant) -> Inbound {
-        let Some(hop) = self.hop.take_if(|hop| hop.is_reset_by(&reset)) else {
-            return Inbound::Dropped(DropReason::FrameTag);
-        };
-        if matches!(self.phase, Phase::Rest) {
-            let longest = if hop.is_active(now) {
-                ACTIVE_JITTER_MS
-            } else {
-                RESET_JITTER_MS
-            };
-            let jitter = Duration::from_millis(self.rng.random_range(0..longest));
-            self.attempts = 0;
-            self.phase = Phase::Waiting {
-                until: now + jitter,
-            };
-        }
-        Inbound::Consumed
-    }
-
-    fn handle_frame(&mut self, bytes: &[u8], now: Instant) -> Inbound {
-        let Some(hop) = self.hop.as_mut() else {
-            return Inbound::Dropped(DropReason::FrameHopUnknown);
-        };
-        let header = match hop.open(bytes, self.config.agent, now) {
-            Ok(header) => header,
-            Err(reason) => return Inbound::Dropped(reason),
-        };
-        match header.kind {
-            Kind::Data => match hop.received(&header, bytes, now) {
-                Ok(received) => return Inbound::Received(received),
-                Err(reason) => return Inbound::Dropped(reason),
-            },
-            // While this end attaches anew it is itself the newer one.
-            Kind::Displaced if matches!(self.phase, Phase::Rest) => {
-                self.hop = None;
-                self.phase = Phase::Displaced {
-                    until: now + DISPLACED_FOR,
-                };
-            }
-            Kind::Displaced | Kind::Heartbeat | Kind::SessionEnd => {}
-        }
-        Inbound::Consumed
     }
 
     /// Begins a new attachment; one under way is given up, a hop stays until it is replaced.
@@ -505,8 +458,14 @@ impl Attachment {
         });
         let initiation = session.initiate(now);
         self.send_all(initiation);
+        self.timed = (self.attempts == 0).then_some(now);
         self.attempts += 1;
-        let retry = now + self.backoff(MAX_RETRY);
+        let longest = if self.is_spare {
+            MAX_SPARE_RETRY
+        } else {
+            MAX_RETRY
+        };
+        let retry = now + self.backoff(longest);
         self.phase = Phase::Handshaking { retry };
     }
 

@@ -19,7 +19,11 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use rand::RngCore;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::engine::{limits::Bucket, secrets::Secrets};
+use crate::engine::{
+    hop::{MAX_HOPS, Slot},
+    limits::Bucket,
+    secrets::Secrets,
+};
 use crate::id::{OverlayIp, TunnelSecret};
 use crate::policy::Pair;
 use crate::wire::channel::{Accept, Confirm, Message, Offer, Suite, Suites, Terms};
@@ -71,8 +75,16 @@ pub enum Route {
     Direct(SocketAddr),
     /// Packets are handed to the engine unsealed.
     Engine,
-    /// In frames of the local agent's hop, addressed to the peer; to the engine while there is none.
-    Relayed,
+    /// In frames of this hop of the local agent, addressed to the peer; to the engine while there is none.
+    Relayed(Slot),
+}
+
+/// How a packet came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Arrival {
+    Direct(SocketAddr),
+    /// In a frame of this hop of the local agent.
+    Relayed(Slot),
 }
 
 /// Packets and bytes of one direction.
@@ -89,10 +101,10 @@ pub struct Passed {
     pub peer: OverlayIp,
     pub sent: Volume,
     pub received: Volume,
-    /// Where the last packet came from; None when a gateway relayed it, or none came.
-    pub from: Option<SocketAddr>,
-    /// How many of the packets sent, and of those received, a gateway relayed.
-    pub relayed: (u64, u64),
+    /// How the last packet came; None when none did.
+    pub from: Option<Arrival>,
+    /// How many of the packets sent, and of those received, went by each of the local agent's hops.
+    pub relayed: [(u64, u64); MAX_HOPS],
     /// Relayed packets of the peer to a channel that is not known here.
     pub unknown: u64,
 }

@@ -5,7 +5,7 @@ use std::{
 };
 
 use crate::engine::channel::ChannelChange;
-use crate::engine::hop::SharedHop;
+use crate::engine::hop::{SharedHop, Slot};
 use crate::engine::path::Path;
 use crate::id::{FullName, OverlayIp, UnixTime};
 use crate::wire::drop::{Counters, DropReason};
@@ -53,11 +53,13 @@ pub struct ChannelEvent {
     pub change: ChannelChange,
 }
 
-/// By which hop frames of `local` go from now on, for whoever seals and opens.
+/// What one of the hops of `local` is from now on, for whoever seals and opens.
 #[derive(Clone, Debug)]
 pub struct HopEvent {
     pub local: OverlayIp,
-    /// None when there is none: the engine gets everything that is relayed.
+    /// Which of the agent's hops it is.
+    pub slot: Slot,
+    /// None when there is none: the engine gets everything that is relayed by it.
     pub hop: Option<SharedHop>,
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::engine::rtt::Rtt;
 use crate::engine::window::ReplayWindow;
 use crate::id::OverlayIp;
 use crate::wire::a2g::{Direction, HEADER, Header, HopKeys, Kind, MAX_FRAMES, Reset};
@@ -18,25 +19,52 @@ use crate::wire::drop::DropReason;
 /// keeps NAT mappings (RFC 4787 section 4.3 REQ-5: two minutes; 30 s is seen in the wild).
 const HEARTBEAT: Duration = Duration::from_secs(25);
 
-/// The same when something was sent and nothing came back, as from a gateway that died.
-const DOUBT: Duration = Duration::from_secs(1);
+/// The same when something was sent and nothing came back, as from a gateway that died: what it loses is
+/// to flow by another one within 2 s, of which TCP's own pauses take a part.
+const DOUBT: Duration = Duration::from_millis(250);
 
 /// The same when traffic stopped: a router on the way may have lost the mapping, and only a frame of
-/// ours makes another. So often, with pauses that begin with [`DOUBT`] and double.
+/// ours makes another. So often, with pauses that begin with the first and double.
 const AFTER_TRAFFIC: u32 = 4;
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The same when frames flow so that nothing has to be asked: how long the way takes is to be known.
+const MEASURE: Duration = Duration::from_secs(60);
 
 /// Traffic of so long ago still counts as going on.
 const ACTIVE: Duration = Duration::from_secs(10);
 
 /// Wait for the answer to a heartbeat, and how many go unanswered before the gateway is given up.
 const ANSWER: Duration = Duration::from_secs(1);
-const UNANSWERED: u32 = 3;
+const UNANSWERED: u32 = 4;
+
+/// After so many unanswered in a row, asked at a quicker pace, frames go by another gateway: loss takes
+/// three in a row seldom.
+const SUSPECT: u32 = 2;
+const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a hop's secret is used (protocol.md section 5).
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Frames left when a new attachment is made.
 const SPARE_FRAMES: u64 = 1 << 32;
+
+/// Most gateways an agent attaches to (protocol.md section 5).
+pub const MAX_HOPS: usize = 3;
+
+/// Which of an agent's hops it is; the one that replaces it at the same gateway has the same.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Slot(u8);
+
+impl Slot {
+    /// All there are.
+    pub const ALL: [Self; MAX_HOPS] = [Self(0), Self(1), Self(2)];
+
+    /// Returns its place in lists of all.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// A payload for the agent, and whom the gateway says it is from; the session inside proves it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -100,6 +128,13 @@ pub struct Hop {
     asked: Instant,
     /// Heartbeats since the last frame received.
     unanswered: u32,
+    /// When the heartbeat was sent whose answer tells how long the way takes; None while more than one
+    /// could have been answered, or none was sent.
+    timed: Option<Instant>,
+    /// When that was last asked, or the hop made.
+    measured: Instant,
+    /// What the attachment knows of it.
+    rtt: Rtt,
     /// Last traffic of the agent, by this hop or past it; None before the first.
     traffic: Option<Instant>,
     /// Heartbeats since then.
@@ -129,6 +164,9 @@ impl Hop {
             waiting_since: None,
             asked: now,
             unanswered: 0,
+            timed: None,
+            measured: now,
+            rtt: Rtt::default(),
             traffic: None,
             since_traffic: 0,
             frames_sent: 0,
@@ -225,6 +263,8 @@ impl Hop {
         let header = Header::data(self.up, self.next_message()?, gateway, source).of_kind(kind);
         self.last_sent = now;
         if kind == Kind::Heartbeat {
+            self.timed = (self.unanswered == 0).then_some(now);
+            self.measured = now;
             self.asked = now;
             self.unanswered += 1;
             self.since_traffic += 1;
@@ -253,6 +293,17 @@ impl Hop {
         Ok(header)
     }
 
+    /// Takes that a heartbeat was answered; returns how long that took, if one answer came to one.
+    pub(crate) fn take_sample(&mut self, now: Instant) -> Option<Duration> {
+        let sent = self.timed.take()?;
+        Some(now.saturating_duration_since(sent))
+    }
+
+    /// Takes how long the way takes.
+    pub(crate) const fn set_rtt(&mut self, rtt: Rtt) {
+        self.rtt = rtt;
+    }
+
     /// Returns what an opened frame brought.
     pub fn received(
         &mut self,
@@ -273,14 +324,15 @@ impl Hop {
     pub const fn note_passed(&mut self, sent: u64, received: u64, now: Instant) {
         self.frames_sent = self.frames_sent.saturating_add(sent);
         self.frames_received = self.frames_received.saturating_add(received);
+        if received > 0 {
+            self.heard(now);
+        }
         if sent > 0 {
             self.last_sent = now;
+            // What came may have come first.
             if self.waiting_since.is_none() {
                 self.waiting_since = Some(now);
             }
-        }
-        if received > 0 {
-            self.heard(now);
         }
         if sent > 0 || received > 0 {
             self.note_traffic(now);
@@ -314,6 +366,11 @@ impl Hop {
         now >= self.heartbeat_at()
     }
 
+    /// Tells whether the gateway was asked and did not answer, so that another one is to be used.
+    pub const fn is_doubted(&self) -> bool {
+        self.unanswered > SUSPECT
+    }
+
     /// Tells whether the gateway is gone, or has taken the agent for gone.
     pub fn is_lost(&self, now: Instant) -> bool {
         let silent = self.unanswered >= UNANSWERED && now >= self.asked + ANSWER;
@@ -338,16 +395,26 @@ impl Hop {
 
     fn heartbeat_at(&self) -> Instant {
         if self.unanswered > 0 {
-            return self.asked + ANSWER;
+            return self.asked + self.patience();
         }
         let idle = self.last_sent.min(self.last_received) + HEARTBEAT;
         let doubt = self.waiting_since.map(|at| at + DOUBT);
         let quiet = self.traffic.filter(|_| self.since_traffic < AFTER_TRAFFIC);
-        let quiet = quiet.map(|at| at + DOUBT * ((2 << self.since_traffic) - 1));
-        [doubt, quiet]
+        let quiet = quiet.map(|at| at + QUIET * ((2 << self.since_traffic) - 1));
+        let measure = Some(self.measured + MEASURE);
+        [doubt, quiet, measure]
             .into_iter()
             .flatten()
             .fold(idle, Instant::min)
+    }
+
+    /// Returns how long the answer to the last heartbeat may take.
+    fn patience(&self) -> Duration {
+        if self.unanswered > SUSPECT {
+            return ANSWER;
+        }
+        let usual = self.rtt.get().map_or(LEAST_PATIENCE * 2, |rtt| rtt * 2);
+        usual.clamp(LEAST_PATIENCE, ANSWER)
     }
 
     fn next_message(&mut self) -> Option<u64> {

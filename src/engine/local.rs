@@ -1,4 +1,5 @@
 mod channel;
+mod gateways;
 mod tell;
 mod ways;
 mod wireguard;
@@ -6,29 +7,30 @@ mod wireguard;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::Arc,
     time::Instant,
 };
 
 use zeroize::Zeroizing;
 
 use crate::engine::{
-    attach::{Attachment, Inbound},
+    attach::Attachment,
     event::{Event, Out, Packet, Time, Transmit},
-    hop::FrameIds,
+    homes::Homes,
+    hop::Slot,
     installed::{Install, Installed},
-    membership::{Membership, Refused, Trusted},
+    membership::{Membership, Trusted},
     path::{Mode, Path},
     peer::{Peer, PeerConfig, PeerOutput},
     reflexive::Reflexive,
     wireguard::PlainPeer,
     withheld::Withheld,
 };
-use crate::id::{Did, FullName, MemberName, OverlayIp, TunnelKey, UnixTime, hash};
+use crate::id::{FullName, MemberName, OverlayIp, TunnelKey, UnixTime, hash};
 use crate::statement::{Record, Statement};
 use crate::wire::{
     channel::Suites,
     control::{self, Control},
+    datagram::{Datagram, WireGuard},
     drop::DropReason,
 };
 
@@ -42,12 +44,9 @@ pub(crate) struct Local {
     pub(crate) address: OverlayIp,
     /// Our whole name, kept since finding it checks signatures.
     pub(crate) name: FullName,
-    /// None until a gateway is known.
-    pub(crate) attachment: Option<Attachment>,
-    /// The gateway attached to and its tunnel key; None until one is known.
-    pub(crate) gateway: Option<(Did, TunnelKey)>,
-    /// When the attachment was last made or lost; None until a gateway is known.
-    pub(crate) gateway_since: Option<Instant>,
+    pub(crate) homes: Homes,
+    /// By which gateway what is taken now came; None when it came directly.
+    arrived_by: Option<Slot>,
     pub(crate) peers: Installed<Peer>,
     /// Installed peers that speak only WireGuard.
     pub(crate) wireguard: Installed<PlainPeer>,
@@ -64,9 +63,6 @@ pub(crate) struct Local {
     observed: Vec<SocketAddr>,
     /// Our id of the hop that told; None before the first attachment.
     told_by: Option<u32>,
-    /// What hands out the frame ids of the hop that whoever seals was last told of; None when that
-    /// was told of none.
-    shared: Option<Arc<dyn FrameIds>>,
     /// Whether the gateway carried frames when paths were last told.
     had_relay: bool,
     /// Our record as it was when it last said something new; None before the first.
@@ -87,13 +83,13 @@ impl Local {
         name: FullName,
         mode: Mode,
     ) -> Self {
+        let homes = Homes::new(address, membership.network);
         Self {
             membership,
             address,
             name,
-            attachment: None,
-            gateway: None,
-            gateway_since: None,
+            homes,
+            arrived_by: None,
             peers: Installed::default(),
             wireguard: Installed::default(),
             probes: BTreeMap::new(),
@@ -103,7 +99,6 @@ impl Local {
             reflexive: Reflexive::default(),
             observed: Vec::new(),
             told_by: None,
-            shared: None,
             had_relay: false,
             own_record: None,
             withheld: Withheld::default(),
@@ -155,6 +150,8 @@ impl Local {
         changed |= self.install_wireguard(time, &mut fresh);
         self.note_holdings(time.now);
         for address in self.peers.keys().copied().collect::<Vec<_>>() {
+            // Its record may list other gateways now.
+            self.choose_gateway(address, time, out);
             self.carry_out(address, Vec::new(), time, out);
         }
         changed
@@ -184,10 +181,11 @@ impl Local {
             // What is kept of paths tells nothing of the channels' secrets.
             seed: hash(&[b"agentnet path seed", seed.as_slice()]),
             mode: self.mode,
+            is_leader: self.address < address,
             channel: self.channel_config(&trusted, index, &seed),
         };
         let mut peer = Peer::new(trusted, config, now);
-        let (candidates, is_attached) = (self.candidates(), self.is_attached());
+        let (candidates, is_attached) = (self.candidates(), self.homes.is_attached());
         let relay_mtu = self.relay_mtu();
         // Without a session nothing goes out yet.
         peer.with_path(now, &mut Vec::new(), |path| {
@@ -199,15 +197,15 @@ impl Local {
         true
     }
 
-    /// Returns the indices of its sessions, with peers and with the gateway.
+    /// Returns the indices of its sessions, with peers and with gateways.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
-        let gateway = self.attachment.as_ref().map(Attachment::index);
+        let gateways = self.homes.iter().map(Attachment::index);
         let plain = self.wireguard.values().map(PlainPeer::index);
         self.peers
             .values()
             .map(Peer::index)
             .chain(plain)
-            .chain(gateway)
+            .chain(gateways)
     }
 
     /// Takes a packet of the TUN for an installed peer.
@@ -267,8 +265,18 @@ impl Local {
             return;
         };
         let mut made = Vec::new();
-        if let Err(reason) = peer.receive(way, message, time.now, &mut made) {
-            out.drop(reason);
+        let taken = peer.receive(way, message, time.now, &mut made);
+        // A handshake comes by all gateways at once, so it says nothing of any.
+        let kind = Datagram::classify(message);
+        let is_said = kind == Some(Datagram::WireGuard(WireGuard::Transport));
+        match taken {
+            Ok(()) if is_said => {
+                if let Some(slot) = self.arrived_by {
+                    self.note_relayed(from, slot, time, out);
+                }
+            }
+            Ok(()) => {}
+            Err(reason) => out.drop(reason),
         }
         self.carry_out(from, made, time, out);
     }
@@ -286,11 +294,8 @@ impl Local {
     fn carry(&mut self, peer: OverlayIp, made: Vec<PeerOutput>, time: Time, out: &mut Out) {
         for output in made {
             match output {
-                PeerOutput::Datagram(Path::Relay, message) => {
-                    self.relay(peer, &message, false, time.now, out);
-                }
-                PeerOutput::Whole(Path::Relay, message) => {
-                    self.relay(peer, &message, true, time.now, out);
+                PeerOutput::Datagram(Path::Relay, _) | PeerOutput::Whole(Path::Relay, _) => {
+                    self.relay(peer, &output, time.now, out);
                 }
                 PeerOutput::Datagram(Path::Direct(to), bytes) => {
                     out.transmits.push_back(Transmit::new(to, bytes));
@@ -308,9 +313,7 @@ impl Local {
                     self.control(peer, way, &packet, time, out);
                 }
                 PeerOutput::Packet(_, bytes) => {
-                    if let Some(attachment) = &mut self.attachment {
-                        attachment.note_traffic(time.now);
-                    }
+                    self.homes.note_traffic(time.now);
                     out.packets.push_back(Packet {
                         local: self.address,
                         peer,
@@ -386,113 +389,6 @@ impl Local {
         }
     }
 
-    fn relay(
-        &mut self,
-        peer: OverlayIp,
-        message: &[u8],
-        is_whole: bool,
-        now: Instant,
-        out: &mut Out,
-    ) {
-        let framed = self
-            .attachment
-            .as_mut()
-            .and_then(|a| a.wrap(peer, message, now));
-        match framed {
-            Some((to, bytes)) => out.transmits.push_back(Transmit {
-                to,
-                bytes,
-                is_whole,
-            }),
-            None => out.drop(DropReason::NoPath),
-        }
-    }
-
-    /// Presents our record to the gateway, as it is now.
-    pub(crate) fn present(&mut self, time: Time) -> Result<(), Refused> {
-        let record = self.membership.sign_record(self.gateways(), time.unix)?;
-        self.note_record(&record, time.now);
-        if let Some(attachment) = &mut self.attachment {
-            attachment.set_record(record.text().to_owned(), time.now);
-        }
-        Ok(())
-    }
-
-    /// Tells whether a record that the gateway refused is to be shown again now.
-    pub(crate) fn is_refused_record_due(&self, now: Instant) -> bool {
-        let is_due = |a: &Attachment| a.poll_timeout().is_some_and(|(at, _)| at <= now);
-        let attachment = self.attachment.as_ref();
-        attachment.is_some_and(|a| a.refused().is_some() && !a.is_attached() && is_due(a))
-    }
-
-    /// Presents our record to a gateway that has none of us, as when a clock that was off is right
-    /// again; a membership that does not hold has no record still.
-    pub(crate) fn present_late(&mut self, time: Time, out: &mut Out) {
-        let waits = |attachment: &Attachment| !attachment.has_record();
-        if self.attachment.as_ref().is_some_and(waits) && self.present(time).is_ok() {
-            self.drain_attachment(out);
-        }
-    }
-
-    /// Returns the gateways our record names.
-    pub(crate) fn gateways(&self) -> Vec<Did> {
-        self.gateway.iter().map(|(gateway, _)| *gateway).collect()
-    }
-
-    /// Takes a datagram of our gateway.
-    pub(crate) fn handle_gateway(
-        &mut self,
-        from: SocketAddr,
-        bytes: &[u8],
-        time: Time,
-        out: &mut Out,
-    ) {
-        let Some(attachment) = &mut self.attachment else {
-            return;
-        };
-        let before = attachment.is_attached();
-        match attachment.handle_datagram(from, bytes, time.now) {
-            Inbound::Consumed => {}
-            Inbound::Dropped(reason) => out.drop(reason),
-            Inbound::Received(received) if received.target == self.address => {
-                let message = bytes.get(received.payload).unwrap_or_default();
-                self.receive(received.source, Path::Relay, message, time, out);
-            }
-            Inbound::Received(_) => out.drop(DropReason::FrameTarget),
-        }
-        self.drain_attachment(out);
-        self.follow_attachment(time, out);
-        let is_attached = self.is_attached();
-        if before != is_attached {
-            self.gateway_since = Some(time.now);
-        }
-        if is_attached && !before {
-            self.attached(time, out);
-        }
-    }
-
-    fn is_attached(&self) -> bool {
-        self.attachment
-            .as_ref()
-            .is_some_and(Attachment::is_attached)
-    }
-
-    /// What waited for a way to the peers goes at once.
-    fn attached(&mut self, time: Time, out: &mut Out) {
-        let waiting = self
-            .peers
-            .values()
-            .filter(|p| p.is_handshaking())
-            .map(Peer::address);
-        for address in waiting.collect::<Vec<_>>() {
-            let mut made = Vec::new();
-            if let Some(peer) = self.peers.get_mut(&address) {
-                peer.try_again(time.now, &mut made);
-            }
-            self.carry_out(address, made, time, out);
-        }
-    }
-
     /// Returns when the first of the consents and chains in use ends; None without a peer.
     pub(crate) fn next_end(&self) -> Option<UnixTime> {
         let plain = self.wireguard.values().map(PlainPeer::until);
@@ -504,20 +400,14 @@ impl Local {
         let peers = self.peers.poll_timeout().into_iter();
         let withheld = self.withheld.poll_timeout();
         peers
-            .chain(self.attachment.as_ref().and_then(Attachment::poll_timeout))
+            .chain(self.homes.poll_timeout())
             .chain(self.wireguard.poll_timeout())
             .chain(withheld.map(|at| (at, "what the registry keeps back")))
             .min()
     }
 
     pub(crate) fn handle_timeout(&mut self, time: Time, out: &mut Out) {
-        let before = self.is_attached();
-        if let Some(attachment) = &mut self.attachment {
-            attachment.handle_timeout(time.now);
-        }
-        if before && !self.is_attached() {
-            self.gateway_since = Some(time.now);
-        }
+        self.homes.handle_timeout(time.now);
         for address in self.peers.due(time.now) {
             let mut made = Vec::new();
             if let Some(peer) = self.peers.get_mut(&address) {
@@ -526,19 +416,8 @@ impl Local {
             self.carry_out(address, made, time, out);
         }
         self.handle_wireguard_timeout(time, out);
-        self.drain_attachment(out);
-        self.follow_attachment(time, out);
-    }
-
-    /// Takes out what the attachment wants sent.
-    pub(crate) fn drain_attachment(&mut self, out: &mut Out) {
-        let Some(attachment) = &mut self.attachment else {
-            return;
-        };
-        while let Some((to, bytes)) = attachment.poll_transmit() {
-            out.transmits.push_back(Transmit::new(to, bytes));
-        }
-        self.share_hop(out);
+        self.drain_gateways(out);
+        self.follow_gateways(time, out);
     }
 
     /// Finds the address of a name that this agent may see: its own or an installed peer's.

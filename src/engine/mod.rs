@@ -11,6 +11,7 @@ mod direct;
 mod event;
 mod gossip;
 mod hear;
+mod homes;
 pub mod hop;
 mod installed;
 pub mod kept;
@@ -24,6 +25,7 @@ mod peer;
 pub mod proven;
 mod reflexive;
 pub mod revoked;
+mod rtt;
 pub(crate) mod secrets;
 pub mod session;
 pub mod stun;
@@ -51,7 +53,6 @@ pub use event::{ChannelEvent, Event, HopEvent, Packet, Time, Transmit};
 pub use peer::{PeerState, PeerStats};
 
 use crate::engine::{
-    attach::{AttachConfig, Attachment},
     event::Out,
     hop::FrameIds,
     kept::Kept,
@@ -63,8 +64,8 @@ use crate::engine::{
     stun::Observers,
     trust::Taken,
 };
-use crate::id::{Did, FullName, IdentityKey, OverlayIp, UnixTime};
-use crate::statement::{ChainError, Record, Scope, Statement};
+use crate::id::{FullName, IdentityKey, OverlayIp, UnixTime};
+use crate::statement::{Record, Scope, Statement};
 use crate::wire::{
     channel::Suites,
     drop::{Counters, DropReason},
@@ -155,10 +156,10 @@ impl Engine {
     /// Removes an agent that left; its gateway is told.
     pub fn remove(&mut self, local: OverlayIp, time: Time) -> Option<Membership> {
         let mut gone = self.locals.remove(&local)?;
-        if let Some(attachment) = &mut gone.attachment {
+        for attachment in gone.homes.iter_mut() {
             attachment.detach(time.now);
         }
-        gone.drain_attachment(&mut self.out);
+        gone.drain_gateways(&mut self.out);
         remember(&mut self.left, &gone.membership);
         self.out.event(Event::Tables);
         self.out.event(Event::Changed);
@@ -222,14 +223,10 @@ impl Engine {
 
     /// Takes a datagram of the underlay.
     pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], time: Time) {
-        let owner = self.locals.values_mut().find(|local| {
-            local
-                .attachment
-                .as_ref()
-                .is_some_and(|attachment| attachment.owns(bytes))
-        });
+        let mut locals = self.locals.values_mut();
+        let owner = locals.find_map(|local| Some((local.homes.owner(bytes)?, local)));
         match owner {
-            Some(local) => local.handle_gateway(from, bytes, time, &mut self.out),
+            Some((slot, local)) => local.handle_gateway(slot, from, bytes, time, &mut self.out),
             // Only gateways and installed peers speak to us; all others meet silence.
             None => self.handle_direct(from, bytes, time),
         }
@@ -341,6 +338,7 @@ impl Engine {
                 local.handle_timeout(time, &mut self.out);
             }
         }
+        self.exchange_gateways(time);
         self.ask_observers(time);
         self.ask_gateways(time);
         self.report_withheld(time);
@@ -437,8 +435,9 @@ impl Engine {
     /// Signs an agent's record as it is now.
     pub fn record(&mut self, local: OverlayIp, time: Time) -> Option<Statement<Record>> {
         let found = self.locals.get_mut(&local)?;
-        let gateways = found.gateways();
-        let record = found.membership.sign_record(gateways, time.unix).ok()?;
+        let listed = found.homes.listed();
+        let record = found.membership.sign_record(listed, time.unix).ok()?;
+        found.homes.publish();
         found.note_record(&record, time.now);
         self.out.event(Event::Changed);
         Some(record)
@@ -467,62 +466,6 @@ impl Engine {
             self.out.event(Event::Changed);
         }
         Ok(())
-    }
-
-    /// Attaches an agent to `gateway`, of whom a statement is kept, at its resolved `endpoints`.
-    pub fn set_gateway(
-        &mut self,
-        local: OverlayIp,
-        gateway: Did,
-        endpoints: Vec<SocketAddr>,
-        time: Time,
-    ) -> Result<(), Refused> {
-        let mut used = self.used_indices();
-        let Some(found) = self.locals.get_mut(&local) else {
-            return Ok(());
-        };
-        let Some(statement) = found.membership.gateways.get(&gateway) else {
-            return Ok(());
-        };
-        let key = statement.claims().tunnel;
-        if let Some(attachment) = &mut found.attachment
-            && found.gateway == Some((gateway, key))
-        {
-            attachment.set_endpoints(endpoints, time.now);
-            found.drain_attachment(&mut self.out);
-            return Ok(());
-        }
-        let seed = self.rng.draw();
-        let index = unused_index(self.rng.plain(), &mut used);
-        let secret = found.membership.tunnel.clone();
-        let config = AttachConfig {
-            agent: local,
-            secret,
-            gateway,
-            key,
-            endpoints,
-            index,
-        };
-        let mut attachment = Attachment::new(config, *seed).map_err(ChainError::from)?;
-        attachment.set_frame_ids(self.frame_ids);
-        found.attachment = Some(attachment);
-        found.gateway = Some((gateway, key));
-        found.gateway_since = Some(time.now);
-        found.present(time)?;
-        // The record's sequence number is used up before anybody sees it.
-        self.out.event(Event::Changed);
-        found.drain_attachment(&mut self.out);
-        Ok(())
-    }
-
-    /// Tells every gateway that we leave.
-    pub fn detach(&mut self, time: Time) {
-        for local in self.locals.values_mut() {
-            if let Some(attachment) = &mut local.attachment {
-                attachment.detach(time.now);
-            }
-            local.drain_attachment(&mut self.out);
-        }
     }
 
     /// Sends a probe to an installed peer and returns its id; the answer is [`Event::Pong`].

@@ -24,10 +24,10 @@ impl Engine {
     pub fn set_frame_ids(&mut self, make: fn(u64) -> Arc<dyn FrameIds>) {
         self.frame_ids = Some(make);
         for local in self.locals.values_mut() {
-            if let Some(attachment) = &mut local.attachment {
+            for attachment in local.homes.iter_mut() {
                 attachment.set_frame_ids(self.frame_ids);
             }
-            local.drain_attachment(&mut self.out);
+            local.drain_gateways(&mut self.out);
         }
     }
 

@@ -1,4 +1,5 @@
 mod channel;
+mod relay;
 mod tell;
 mod ways;
 
@@ -23,6 +24,9 @@ use crate::wire::{
     drop::DropReason,
     part::Reassembler,
 };
+
+use relay::Relay;
+pub(crate) use relay::RelayWay;
 
 /// Packets that may wait for a session; a TCP connection's first flight and a few look-ups.
 const MAX_QUEUE: usize = 64;
@@ -78,6 +82,8 @@ pub(crate) struct PeerConfig {
     /// 32 random bytes.
     pub(crate) seed: [u8; 32],
     pub(crate) mode: Mode,
+    /// Whether we choose the gateway rather than the peer.
+    pub(crate) is_leader: bool,
     pub(crate) channel: ChannelConfig,
 }
 
@@ -123,6 +129,7 @@ pub(crate) struct Peer {
     /// Last handshake caused by an unknown session; None before the first.
     unknown: Option<Instant>,
     path: PathAgent,
+    relay: Relay,
     /// When a rekey that went directly goes by the gateways too; None when none is unanswered.
     elsewhere: Option<Instant>,
     /// Ephemeral key of the last initiation of the peer; None before the first.
@@ -189,6 +196,7 @@ impl Peer {
             unanswered: None,
             unknown: None,
             path: PathAgent::new(config.mode, config.seed, now),
+            relay: Relay::new(config.is_leader),
             elsewhere: None,
             initiation: None,
             counted: 0,

@@ -161,6 +161,10 @@ impl Engine {
             return false;
         };
         let mut locals = self.locals.values_mut();
+        if locals.any(|local| local.homes.handle_stun(from, &message, time.now)) {
+            return true;
+        }
+        let mut locals = self.locals.values_mut();
         let Some(mapped) = locals.find_map(|local| local.reflexive.handle(from, &message)) else {
             return false;
         };

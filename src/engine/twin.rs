@@ -10,10 +10,7 @@ use std::{
 };
 
 use crate::engine::{
-    Engine, Event, Time,
-    attach::{Attachment, State},
-    local::Local,
-    membership::LEASE,
+    Engine, Event, Time, attach::State, event::Out, local::Local, membership::LEASE,
 };
 use crate::id::OverlayIp;
 
@@ -48,7 +45,7 @@ impl Local {
     /// Takes that our key signed what we did not.
     pub(crate) fn handle_twin(&mut self, now: Instant) {
         self.twin_until = Some(now + GONE);
-        if let Some(attachment) = &mut self.attachment {
+        for attachment in self.homes.iter_mut() {
             attachment.rest_until(now + GONE);
         }
     }
@@ -58,8 +55,18 @@ impl Local {
     }
 
     pub(crate) fn is_displaced(&self) -> bool {
-        let state = self.attachment.as_ref().map(Attachment::state);
-        state == Some(State::Displaced)
+        self.homes.is_displaced()
+    }
+
+    /// Leaves the gateways to which the other host did not attach yet.
+    fn rest(&mut self, now: Instant, out: &mut Out) {
+        let until = self.twin_until.unwrap_or(now);
+        for attachment in self.homes.iter_mut() {
+            if attachment.state() != State::Displaced {
+                attachment.rest(until, now);
+            }
+        }
+        self.drain_gateways(out);
     }
 
     /// Tells whether the agent is another host's now: then it has no peers here.
@@ -84,6 +91,11 @@ impl Engine {
             (local.is_at_rest(time.now) != local.was_at_rest).then_some(*address)
         });
         for local in changed.collect::<Vec<_>>() {
+            if let Some(found) = self.locals.get_mut(&local)
+                && found.is_at_rest(time.now)
+            {
+                found.rest(time.now, &mut self.out);
+            }
             self.install(local, time);
         }
     }

@@ -1,9 +1,16 @@
 //! What an operator may see of the engine.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use crate::engine::{
-    Engine, PeerState, PeerStats, Time, attach::State, hop::Hop, local::Local, path::Path,
+    Engine, PeerState, PeerStats, Time,
+    attach::{Attachment, State},
+    hop::Hop,
+    local::Local,
+    path::Path,
     peer::Peer,
 };
 use crate::id::{AgentId, Did, FullName, OverlayIp, UnixTime};
@@ -41,7 +48,11 @@ pub struct GatewayView {
     /// Where the gateway sees us; None while not attached.
     pub observed: Option<SocketAddr>,
     /// When the attachment was last made or lost.
-    pub since: Option<Instant>,
+    pub since: Instant,
+    /// How long the way there and back takes; None before that was measured.
+    pub rtt: Option<Duration>,
+    /// Whether it is the best that works now.
+    pub is_best: bool,
     /// Why the gateway refused us; None since it last accepted.
     pub refused: Option<String>,
 }
@@ -69,19 +80,43 @@ impl Engine {
         current(self.locals.get(&local)?.peers.get(&peer)?, time.now)
     }
 
-    /// Returns the attachment of one agent; None until a gateway is known.
+    /// Returns the attachment of one agent that is best now; None until a gateway is known.
     pub fn gateway(&self, local: OverlayIp) -> Option<GatewayView> {
+        self.gateways(local).into_iter().find(|view| view.is_best)
+    }
+
+    /// Returns the attachments of one agent, in order of preference.
+    pub fn gateways(&self, local: OverlayIp) -> Vec<GatewayView> {
+        let Some(found) = self.locals.get(&local) else {
+            return Vec::new();
+        };
+        let best = found.homes.best().map(Attachment::gateway);
+        let view = |(attachment, since): (&Attachment, Instant)| {
+            let hop = attachment.hop();
+            let is_best = best == Some(attachment.gateway());
+            // The best one is asked again once there is doubt.
+            let asked = found.reflexive.endpoint().filter(|_| is_best);
+            GatewayView {
+                id: attachment.gateway(),
+                state: attachment.state(),
+                endpoint: hop.map(Hop::endpoint),
+                observed: hop.map(|hop| asked.unwrap_or_else(|| hop.observed())),
+                since,
+                rtt: attachment.rtt(),
+                is_best,
+                refused: attachment.refused().map(|(_, text)| text.clone()),
+            }
+        };
+        found.homes.views().map(view).collect()
+    }
+
+    /// Returns the gateway that relays to a peer now; None while none does.
+    pub fn relay(&self, local: OverlayIp, peer: OverlayIp) -> Option<GatewayView> {
         let found = self.locals.get(&local)?;
-        let attachment = found.attachment.as_ref()?;
-        let hop = attachment.hop();
-        Some(GatewayView {
-            id: attachment.gateway(),
-            state: attachment.state(),
-            endpoint: hop.map(Hop::endpoint),
-            observed: hop.map(|hop| found.reflexive.endpoint().unwrap_or_else(|| hop.observed())),
-            since: found.gateway_since,
-            refused: attachment.refused().map(|(_, text)| text.clone()),
-        })
+        let chosen = found.peers.get(&peer)?.relay().chosen()?;
+        let gateway = found.homes.get(chosen)?.gateway();
+        let mut all = self.gateways(local).into_iter();
+        all.find(|view| view.id == gateway)
     }
 }
 

@@ -1,6 +1,12 @@
 //! Looks up where gateways are: their statements name hosts, the engine wants addresses.
+//!
+//! All of them are looked up, and the engine chooses.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -61,12 +67,38 @@ async fn attach(handle: Handle, local: OverlayIp) -> OverlayIp {
     }
 }
 
-/// Attaches an agent to its gateway; false when no endpoint was found.
+/// Tells the engine where an agent's gateways are; false when some were not found.
 async fn attach_once(handle: &Handle, local: OverlayIp) -> Result<bool, Stopped> {
-    let Some((gateway, hosts)) = handle.call(move |core| newest(core, local)).await? else {
-        // None is known; the next statement brings another event.
-        return Ok(true);
-    };
+    let wanted = handle.call(move |core| current(core, local)).await?;
+    let mut looking = JoinSet::new();
+    for (gateway, hosts) in wanted {
+        looking.spawn(async move { (gateway, look_up(hosts).await) });
+    }
+    let (mut found, mut is_complete) = (Vec::new(), true);
+    while let Some(Ok((gateway, mut endpoints))) = looking.join_next().await {
+        // The underlay is never reached through the overlay.
+        endpoints.retain(|endpoint: &SocketAddr| match endpoint.ip() {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(ip) => OverlayIp::new(ip)
+                .map_or(true, |ip| ip.network().domain() != local.network().domain()),
+        });
+        if endpoints.is_empty() {
+            is_complete = false;
+        } else {
+            found.push((gateway, endpoints));
+        }
+    }
+    // None is known before the first statement, which brings another event.
+    if !found.is_empty() {
+        let set = move |core: &mut Core| core.engine.set_gateways(local, found, now());
+        if let Err(refused) = handle.call(set).await? {
+            debug!(%local, %refused, "Not attached");
+        }
+    }
+    Ok(is_complete)
+}
+
+async fn look_up(hosts: Vec<String>) -> Vec<SocketAddr> {
     let mut endpoints = Vec::new();
     for host in hosts {
         let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(&host)).await;
@@ -76,31 +108,18 @@ async fn attach_once(handle: &Handle, local: OverlayIp) -> Result<bool, Stopped>
             Err(_elapsed) => debug!(%host, "Looking up the gateway host took too long"),
         }
     }
-    // The underlay is never reached through the overlay.
-    endpoints.retain(|endpoint: &SocketAddr| match endpoint.ip() {
-        std::net::IpAddr::V4(_) => true,
-        std::net::IpAddr::V6(ip) => {
-            OverlayIp::new(ip).map_or(true, |ip| ip.network().domain() != local.network().domain())
-        }
-    });
-    if endpoints.is_empty() {
-        return Ok(false);
-    }
-    let set = move |core: &mut Core| core.engine.set_gateway(local, gateway, endpoints, now());
-    if let Err(refused) = handle.call(set).await? {
-        debug!(%local, %refused, "Not attached");
-    }
-    Ok(true)
+    endpoints
 }
 
-/// Returns the gateway whose statement is newest, of those that have not expired.
-fn newest(core: &Core, local: OverlayIp) -> Option<(Did, Vec<String>)> {
-    let membership = core.engine.membership(local)?;
+/// Returns the gateways whose statements have not expired, and the hosts they name.
+fn current(core: &Core, local: OverlayIp) -> Vec<(Did, Vec<String>)> {
+    let Some(membership) = core.engine.membership(local) else {
+        return Vec::new();
+    };
     let now = membership.clock(clock::unix());
-    let valid = membership
-        .gateways
-        .values()
-        .filter(|gateway| now < gateway.expires());
-    let newest = valid.max_by_key(|gateway| gateway.seq())?;
-    Some((newest.subject(), newest.claims().udp.clone()))
+    let all = membership.gateways.values();
+    let valid = all.filter(|gateway| now < gateway.expires());
+    valid
+        .map(|gateway| (gateway.subject(), gateway.claims().udp.clone()))
+        .collect()
 }

@@ -166,7 +166,7 @@ impl Sync {
                 event = events.next() => self.handle(event?, cursor).await?,
                 () = self.outbox.notified() => {
                     self.send_outbox(&client, &membership).await?;
-                    if self.is_displaced().await? {
+                    if self.is_displaced().await? || self.is_record_due().await? {
                         refresh.reset_immediately();
                     }
                 }
@@ -258,12 +258,18 @@ impl Sync {
     }
 
     /// Refreshes our record; if another host has the agent, looks at its record instead, which tells
-    /// whether that host still is there. Returns whether it did the latter.
+    /// whether that host still is there. Returns whether it looked.
     async fn keep_up(&self, client: &RegistryClient, of: &Membership) -> Result<bool, Ended> {
         let is_displaced = self.is_displaced().await?;
         if is_displaced {
             self.look(client, of).await?;
-        } else {
+        }
+        let local = self.local;
+        // One gateway alone may say so, and we still be at others.
+        let is_here = move |core: &mut Core| {
+            core.engine.is_attached(local) && !core.engine.is_at_rest(local, now())
+        };
+        if !is_displaced || self.handle.call(is_here).await? {
             self.refresh(client, of).await?;
         }
         Ok(is_displaced)
@@ -272,6 +278,12 @@ impl Sync {
     async fn is_displaced(&self) -> Result<bool, Stopped> {
         let local = self.local;
         let is = move |core: &mut Core| core.engine.is_displaced(local);
+        self.handle.call(is).await
+    }
+
+    async fn is_record_due(&self) -> Result<bool, Stopped> {
+        let local = self.local;
+        let is = move |core: &mut Core| core.engine.is_record_due(local);
         self.handle.call(is).await
     }
 

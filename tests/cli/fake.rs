@@ -144,17 +144,32 @@ fn agent() -> AgentStatus {
             since: ago(300),
             error: Some("connection refused".to_owned()),
         },
-        gateway: Some(GatewayStatus {
-            id: id(7).did(),
-            endpoint: "203.0.113.7:16201".to_owned(),
-            state: LinkState::Connected,
-            since: ago(10_000),
-            observed: Some("198.51.100.4:40000".parse().unwrap()),
-            rtt_ms: Some(12.34),
-        }),
+        gateway: Some(gateway()),
+        gateways: vec![
+            gateway(),
+            GatewayStatus {
+                id: id(8).did(),
+                endpoint: "203.0.113.8:16201".to_owned(),
+                state: LinkState::Connecting,
+                observed: None,
+                rtt_ms: None,
+                ..gateway()
+            },
+        ],
         device: Some("agn0".to_owned()),
         peers: 1,
         pending: 1,
+    }
+}
+
+fn gateway() -> GatewayStatus {
+    GatewayStatus {
+        id: id(7).did(),
+        endpoint: "203.0.113.7:16201".to_owned(),
+        state: LinkState::Connected,
+        since: ago(10_000),
+        observed: Some("198.51.100.4:40000".parse().unwrap()),
+        rtt_ms: Some(12.34),
     }
 }
 

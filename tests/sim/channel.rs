@@ -7,8 +7,8 @@ use std::{
 };
 
 use agentnet::dataplane::frame_ids;
-use agentnet::engine::channel::{ChannelChange, NewChannel, Passed, Route, Volume};
-use agentnet::engine::hop::SharedHop;
+use agentnet::engine::channel::{Arrival, ChannelChange, NewChannel, Passed, Route, Volume};
+use agentnet::engine::hop::{SharedHop, Slot};
 use agentnet::engine::path::Mode;
 use agentnet::wire::channel::{Suite, Suites};
 
@@ -20,6 +20,9 @@ const SECOND: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_millis(200);
 
 const BOTH: [Suite; 2] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305];
+
+/// By the only hop there is.
+const RELAYED: Option<Route> = Some(Route::Relayed(Slot::ALL[0]));
 
 /// What the data plane of one host knows.
 #[derive(Default)]
@@ -138,18 +141,25 @@ impl Talk {
             peer: self.world.local(other),
             sent: volume(sent),
             received: volume(received),
-            from: (received > 0 && !self.is_relayed(other)).then(|| self.at(other)),
-            relayed: (
-                if self.is_relayed(name) { sent } else { 0 },
-                if self.is_relayed(other) { received } else { 0 },
-            ),
+            from: (received > 0).then(|| match self.is_relayed(other) {
+                true => Arrival::Relayed(Slot::default()),
+                false => Arrival::Direct(self.at(other)),
+            }),
+            relayed: [
+                (
+                    if self.is_relayed(name) { sent } else { 0 },
+                    if self.is_relayed(other) { received } else { 0 },
+                ),
+                (0, 0),
+                (0, 0),
+            ],
             unknown: 0,
         };
         self.world.host(name).engine.handle_passed(&[passed], now());
     }
 
     fn is_relayed(&self, name: &str) -> bool {
-        self.planes[name].route == Some(Route::Relayed)
+        self.planes[name].route == RELAYED
     }
 
     fn at(&self, name: &str) -> SocketAddr {
@@ -215,7 +225,7 @@ impl Plane {
     fn goes(&self) -> bool {
         match self.route {
             Some(Route::Direct(_)) => true,
-            Some(Route::Relayed) => self.hop.is_some(),
+            Some(Route::Relayed(_)) => self.hop.is_some(),
             Some(Route::Engine) | None => false,
         }
     }
@@ -240,7 +250,7 @@ fn a_relayed_path_has_a_channel_within_a_second() {
 
     for name in ["a", "b"] {
         let plane = &talk.planes[name];
-        assert_eq!(plane.route, Some(Route::Relayed), "{name}");
+        assert_eq!(plane.route, RELAYED, "{name}");
         assert!(plane.hop.is_some() && talk.has_channel(name), "{name}");
     }
 }
@@ -406,7 +416,7 @@ fn a_peer_that_lost_its_channels_says_so() {
             sent: Volume::default(),
             received: Volume::default(),
             from: None,
-            relayed: (0, 0),
+            relayed: [(0, 0); 3],
             unknown: 9,
         };
         let engine = &mut talk.world.host("b").engine;

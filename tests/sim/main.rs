@@ -7,6 +7,7 @@ mod clock;
 mod first_light;
 mod gateway;
 mod gossip;
+mod homes;
 mod hostile;
 mod lessons;
 mod many;

@@ -15,6 +15,7 @@ use crate::dataplane::queue::{FromWorker, InPacket};
 use crate::dataplane::relay::carries_channel;
 use crate::dataplane::shard::Held;
 use crate::dataplane::worker::{IDLE, MAX_PACKET, Worker};
+use crate::engine::channel::Arrival;
 use crate::id::OverlayIp;
 use crate::os::udp::Received;
 use crate::policy::{Pair, Verdict};
@@ -26,8 +27,7 @@ use crate::wire::ecn::Ecn;
 /// How a datagram came.
 #[derive(Clone, Copy, Debug)]
 struct Came {
-    /// None when a gateway relayed it.
-    from: Option<SocketAddr>,
+    from: Arrival,
     /// What routers said of congestion.
     ecn: Ecn,
 }
@@ -102,7 +102,10 @@ impl Worker {
             let packet = datagram.get(a2g::HEADER..).unwrap_or_default();
             let index = self.shards.of_channel(packet);
             match held.at(index).channels.open_frame(datagram) {
-                Ok(opened) => self.take_opened(held, &opened, place.start, came(None)),
+                Ok((opened, slot)) => {
+                    let came = came(Arrival::Relayed(slot));
+                    self.take_opened(held, &opened, place.start, came);
+                }
                 Err(Unopened::Dropped(reason)) => self.seen.drops.count(reason),
                 Err(Unopened::Stray(pair)) => self.take_stray(held, pair),
             }
@@ -114,7 +117,8 @@ impl Worker {
             }
             match shard.channels.open(datagram) {
                 Ok(opened) => {
-                    self.take_opened(held, &opened, place.start, came(Some(received.from)));
+                    let came = came(Arrival::Direct(received.from));
+                    self.take_opened(held, &opened, place.start, came);
                 }
                 Err(reason) => self.seen.drops.count(reason),
             }

@@ -136,7 +136,7 @@ impl Worker {
             return;
         };
         let (seen, batches) = (&mut self.seen, &mut self.batches);
-        let (to, is_relayed) = (way.to(), way.is_relayed());
+        let (to, by) = (way.to(), way.slot());
         let ecn = Ecn::of_packet(packet);
         let mut sealed = Volume::default();
         let mut seal = |plain: &[u8]| {
@@ -163,8 +163,7 @@ impl Worker {
                 seen.drops.count(DropReason::NoSession);
             }
         });
-        let relayed = if is_relayed { sealed.packets } else { 0 };
-        channels.note_sent(pair, sealed, relayed);
+        channels.note_sent(pair, sealed, by);
         self.note_used(index);
         self.note_unfit(split, pair, end, mtu);
         if self.batches.is_due() {

@@ -1,6 +1,11 @@
 //! What an attachment shares with whoever makes and opens frames past the engine.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
 
 use crate::engine::{attach::Attachment, hop::FrameIds};
 
@@ -14,6 +19,19 @@ impl Attachment {
     pub(super) fn share_ids(&mut self) {
         if let (Some(hop), Some(make)) = (&mut self.hop, self.make_ids) {
             hop.share_ids(make);
+        }
+    }
+
+    /// Draws random bytes that are no secret.
+    pub(crate) fn draw(&mut self) -> [u8; 32] {
+        self.rng.random()
+    }
+
+    /// Takes how long the way to the gateway and back took.
+    pub(super) fn note_rtt(&mut self, took: Duration) {
+        self.rtt.add(took);
+        if let Some(hop) = &mut self.hop {
+            hop.set_rtt(self.rtt);
         }
     }
 

@@ -1,14 +1,11 @@
 //! An agent's data channels to its peers.
 
-use std::sync::Arc;
-
 use zeroize::Zeroizing;
 
 use crate::engine::{
-    attach::Attachment,
-    channel::{ChannelConfig, End, Ends, Passed},
-    event::{ChannelEvent, HopEvent, Out, Time},
-    hop::Hop,
+    channel::{Arrival, ChannelConfig, End, Ends, Passed},
+    event::{ChannelEvent, Out, Time},
+    hop::Slot,
     local::Local,
     membership::Trusted,
 };
@@ -30,12 +27,21 @@ impl Local {
 
     /// Takes what went past the sessions.
     pub(crate) fn handle_passed(&mut self, passed: &Passed, time: Time, out: &mut Out) {
-        if let Some(attachment) = &mut self.attachment {
-            let (sent, received) = passed.relayed;
-            attachment.note_passed(sent, received, time.now);
-            if passed.received.packets > 0 {
-                attachment.note_traffic(time.now);
+        for (slot, (sent, received)) in Slot::ALL.into_iter().zip(passed.relayed) {
+            if let Some(attachment) = self.homes.get_mut(slot) {
+                attachment.note_passed(sent, received, time.now);
             }
+        }
+        if passed.received.packets > 0 {
+            self.homes.note_traffic(time.now);
+        }
+        if let Some(peer) = self.peers.get_mut(&passed.peer)
+            && passed.relayed.iter().any(|(sent, _)| *sent > 0)
+        {
+            peer.relay_mut().sent(time.now);
+        }
+        if let Some(Arrival::Relayed(slot)) = passed.from {
+            self.note_relayed(passed.peer, slot, time, out);
         }
         self.with_peer(passed.peer, time, out, |peer, made| {
             peer.handle_passed(passed, time.now, made);
@@ -103,24 +109,5 @@ impl Local {
                 change,
             });
         }
-    }
-
-    /// Tells whoever seals by which hop frames go, if that is another one than it was told of.
-    pub(super) fn share_hop(&mut self, out: &mut Out) {
-        let hop = self.attachment.as_ref().and_then(Attachment::hop);
-        let (old, new) = (self.shared.as_ref(), hop.and_then(Hop::ids));
-        let is_same = match (old, new) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        if is_same {
-            return;
-        }
-        out.hops.push_back(HopEvent {
-            local: self.address,
-            hop: hop.and_then(Hop::share),
-        });
-        self.shared = new.cloned();
     }
 }

@@ -67,11 +67,9 @@ impl Local {
 
     /// Takes that our network changed: gateway and peers are told where we are now.
     pub(crate) fn change_network(&mut self, time: Time, out: &mut Out) {
-        if let Some(attachment) = &mut self.attachment {
-            attachment.announce(time.now);
-            attachment.renew(time.now);
-        }
-        self.drain_attachment(out);
+        self.homes.change_network(time.now);
+        self.drain_gateways(out);
+        self.follow_gateways(time, out);
         self.with_all_paths(time, out, |path| path.handle_network_change(time.now));
         // Peers leave an endpoint that is no longer named at once.
         self.reflexive = Reflexive::default();
@@ -88,36 +86,34 @@ impl Local {
         }
     }
 
-    /// Returns where datagrams go: the gateway's endpoints, and those of peers that answered.
+    /// Returns where datagrams go: the gateways' endpoints, and those of peers that answered.
     pub(crate) fn remotes(&self) -> Vec<SocketAddr> {
-        let gateway = self.attachment.as_ref().map(Attachment::endpoints);
-        let gateway = gateway.into_iter().flatten().copied();
+        let gateways = self.homes.iter().flat_map(Attachment::endpoints).copied();
         let peers = self.peers.values().flat_map(|peer| peer.path().endpoints());
-        gateway.chain(peers).collect()
+        gateways.chain(peers).collect()
     }
 
-    /// Lets paths know how the gateway is reached and sees us.
+    /// Lets paths know how gateways are reached, and where the best of them sees us.
     ///
     /// What it saw last stays a candidate while it is away: the mapping may well hold.
     pub(super) fn follow_attachment(&mut self, time: Time, out: &mut Out) {
-        let hop = self.attachment.as_ref().and_then(Attachment::hop);
+        let hop = self.homes.best_hop();
         let told = hop.map(|hop| (hop.down(), hop.observed()));
         if let Some((id, observed)) = told.filter(|(id, _)| self.told_by != Some(*id)) {
             self.tell_relay_mtu(time, out);
             self.told_by = Some(id);
             self.learn_reflexive(observed, time, out);
         }
-        let is_attached = self.is_attached();
+        let is_attached = self.homes.is_attached();
         if is_attached != self.had_relay {
             self.had_relay = is_attached;
             self.with_all_paths(time, out, |path| path.set_relay(is_attached, time.now));
         }
     }
 
-    /// Returns where frames to the gateway go; None while not attached.
+    /// Returns where frames to the best gateway go; None while not attached.
     pub(crate) fn gateway_endpoint(&self) -> Option<SocketAddr> {
-        let hop = self.attachment.as_ref().and_then(Attachment::hop);
-        hop.map(Hop::endpoint)
+        self.homes.best_hop().map(Hop::endpoint)
     }
 
     /// Takes where the gateway sees us, which peers are told; tells whether that is news.
@@ -140,11 +136,12 @@ impl Local {
         self.with_all_paths(time, out, |path| path.set_relay_mtu(most));
     }
 
-    /// Returns the largest packet that the gateway forwards inside session and frame.
+    /// Returns the largest packet that every gateway of ours forwards inside session and frame.
     pub(super) fn relay_mtu(&self) -> u16 {
-        let hop = self.attachment.as_ref().and_then(Attachment::hop);
+        let hops = self.homes.iter().filter_map(Attachment::hop);
         let around = u16::try_from(session::OVERHEAD + HEADER).unwrap_or(u16::MAX);
-        hop.map_or(u16::MAX, Hop::mtu).saturating_sub(around)
+        let least = hops.map(Hop::mtu).min();
+        least.unwrap_or(u16::MAX).saturating_sub(around)
     }
 
     fn tell_candidates(&mut self, time: Time, out: &mut Out) {

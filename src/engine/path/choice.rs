@@ -1,14 +1,10 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::path::{Doubt, MAX_LEARNED, Mode, PairState, Path, PathAgent, pair::Pair};
+use crate::engine::rtt;
 
 /// How long the path before is kept after a switch (protocol.md section 6).
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// What makes a path of the same class better: both, so that jitter does not make data hop about
-/// (protocol.md section 6: 20 % and 5 ms).
-const FASTER_PERCENT: u32 = 20;
-const FASTER: Duration = Duration::from_millis(5);
 
 /// Why the path in use is in use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -213,5 +209,5 @@ fn is_faster(pair: &Pair, current: &Pair) -> bool {
     let (Some(new), Some(old)) = (pair.rtt(), current.rtt()) else {
         return false;
     };
-    new * 100 <= old * (100 - FASTER_PERCENT) && new + FASTER <= old
+    rtt::is_faster(new, old)
 }

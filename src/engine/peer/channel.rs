@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::{
-    channel::{ChannelChange, Passed, Route},
+    channel::{Arrival, ChannelChange, Passed, Route},
     path::Path,
     peer::{Peer, PeerOutput},
 };
@@ -76,7 +76,10 @@ impl Peer {
             if passed.sent.packets == 0 {
                 self.keepalive.get_or_insert(now + KEEPALIVE);
             }
-            let from = passed.from.map(Path::Direct).unwrap_or(Path::Relay);
+            let from = match passed.from {
+                Some(Arrival::Direct(endpoint)) => Path::Direct(endpoint),
+                Some(Arrival::Relayed(_)) | None => Path::Relay,
+            };
             self.path.handle_authenticated(from, true, now);
         }
         if passed.unknown > 0 {
@@ -100,7 +103,7 @@ impl Peer {
         }
         let route = match self.path.current() {
             Some(Path::Direct(endpoint)) => Route::Direct(endpoint),
-            Some(Path::Relay) => Route::Relayed,
+            Some(Path::Relay) => self.relay.chosen().map_or(Route::Engine, Route::Relayed),
             None => Route::Engine,
         };
         let route = self.channel.is_live().then_some(route);

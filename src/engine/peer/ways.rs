@@ -1,10 +1,10 @@
 //! How a peer's messages find their way: the peer's end of [`PathAgent`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::engine::{
     path::{Path, PathAgent, Probe},
-    peer::{Peer, PeerOutput, REKEY_ELSEWHERE},
+    peer::{Peer, PeerOutput, REKEY_ELSEWHERE, Relay},
 };
 use crate::wire::{
     control::{Control, ProbeReply},
@@ -12,9 +12,30 @@ use crate::wire::{
     drop::DropReason,
 };
 
+/// Data so recent makes a talk.
+const TALKING: Duration = Duration::from_secs(30);
+
 impl Peer {
     pub(crate) const fn path(&self) -> &PathAgent {
         &self.path
+    }
+
+    /// Returns the choice of the gateway that relays.
+    pub(crate) const fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
+    pub(crate) const fn relay_mut(&mut self) -> &mut Relay {
+        &mut self.relay
+    }
+
+    /// Tells a peer that we talk to by the gateways that we are there.
+    pub(crate) fn greet(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
+        let is_talking = self.last_data().is_some_and(|at| now < at + TALKING);
+        if is_talking && self.path.current() == Some(Path::Relay) {
+            let sealed = self.session.seal(&[], now);
+            out.extend(sealed.map(|sealed| PeerOutput::Datagram(Path::Relay, sealed)));
+        }
     }
 
     /// Tells the path agent what happened by `tell`, and does what it wants then.

@@ -9,7 +9,7 @@ use crate::engine::{
     attach::State,
     membership::{Membership, Selector},
     stun::{Mapping, mapping},
-    view::PeerView,
+    view::{GatewayView, PeerView},
 };
 use crate::id::{Did, FullName, OverlayIp, UnixTime};
 use crate::node::{
@@ -103,8 +103,8 @@ fn observers(core: &Core) -> Vec<StunStatus> {
 }
 
 fn nat_mapping(core: &Core, agents: &[AgentStatus]) -> Option<NatMapping> {
-    let gateways = agents.iter().filter_map(|agent| agent.gateway.as_ref());
-    // All agents of a node attach from one socket, each to one gateway.
+    let gateways = agents.iter().flat_map(|agent| &agent.gateways);
+    // All agents of a node attach from one socket.
     let mut seen = gateways
         .map(|gateway| (gateway.endpoint.clone(), gateway.observed))
         .collect::<BTreeMap<_, _>>()
@@ -126,6 +126,7 @@ fn agent(
 ) -> Option<AgentStatus> {
     let membership = core.engine.membership(local)?;
     let name = core.engine.name(local)?;
+    let views = core.engine.gateways(local).into_iter();
     Some(AgentStatus {
         network: name.network().clone(),
         name: name.to_string(),
@@ -134,7 +135,8 @@ fn agent(
         network_id: membership.network,
         membership: validity(membership),
         registry,
-        gateway: gateway(core, local),
+        gateway: core.engine.gateway(local).map(|g| gateway(core, local, g)),
+        gateways: views.map(|view| gateway(core, local, view)).collect(),
         device,
         peers: u32::try_from(core.engine.peers(local, now()).len()).unwrap_or(u32::MAX),
         pending: u32::try_from(membership.incoming.len()).unwrap_or(u32::MAX),
@@ -157,8 +159,7 @@ fn validity(membership: &Membership) -> MembershipStatus {
     }
 }
 
-fn gateway(core: &Core, local: OverlayIp) -> Option<GatewayStatus> {
-    let view = core.engine.gateway(local)?;
+fn gateway(core: &Core, local: OverlayIp, view: GatewayView) -> GatewayStatus {
     let state = match view.state {
         State::Attached => LinkState::Connected,
         State::Attaching | State::Handshaking | State::Waiting | State::Detached => {
@@ -166,7 +167,7 @@ fn gateway(core: &Core, local: OverlayIp) -> Option<GatewayStatus> {
         }
         State::Displaced => LinkState::Displaced,
     };
-    Some(GatewayStatus {
+    GatewayStatus {
         id: view.id,
         endpoint: view
             .endpoint
@@ -178,10 +179,10 @@ fn gateway(core: &Core, local: OverlayIp) -> Option<GatewayStatus> {
         } else {
             state
         },
-        since: view.since.map(wall).unwrap_or_default(),
+        since: wall(view.since),
         observed: view.observed,
-        rtt_ms: None,
-    })
+        rtt_ms: view.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+    }
 }
 
 /// Where the gateway's statement says it is, for as long as no attachment shows it.

@@ -50,7 +50,7 @@ pub(super) fn report(core: &Core, query: &PathQuery) -> Result<PathReport, Probl
     let peer = peer.ok_or_else(|| nobody(&name))?;
     let view = core.engine.paths(local, peer.address, time);
     let view = view.ok_or_else(|| nobody(&name))?;
-    let gateway = core.engine.gateway(local);
+    let gateway = core.engine.relay(local, peer.address);
     let is_up = peer.state == PeerState::Up;
     let obstacle = match view.obstacle {
         _ if !is_up => Some(Obstacle::NoSession),

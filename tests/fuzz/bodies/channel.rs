@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentnet::engine::channel::{
-    ChannelChange, DataKey, End, Ends, NewChannel, Passed, Schedule, Volume,
+    Arrival, ChannelChange, DataKey, End, Ends, NewChannel, Passed, Schedule, Volume,
 };
 use agentnet::engine::session::{Opened, Session, SessionKeys};
 use agentnet::engine::{Engine, Time};
@@ -280,8 +280,8 @@ impl World {
             peer: self.peer,
             sent: volume(input.byte()),
             received: volume(input.byte()),
-            from: Some(at()).filter(|_| input.byte() & 1 == 0),
-            relayed: (0, 0),
+            from: Some(Arrival::Direct(at())).filter(|_| input.byte() & 1 == 0),
+            relayed: Default::default(),
             unknown: u64::from(input.byte() & 1),
         };
         self.engine.handle_passed(&[passed], now());

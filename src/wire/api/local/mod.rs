@@ -95,8 +95,11 @@ pub struct AgentStatus {
     pub network_id: NetworkId,
     pub membership: MembershipStatus,
     pub registry: RegistryStatus,
-    /// None before the first gateway is known.
+    /// The best of `gateways` now; None before the first is known.
     pub gateway: Option<GatewayStatus>,
+    /// All that it attaches to, in order of preference; older nodes do not say.
+    #[serde(default)]
+    pub gateways: Vec<GatewayStatus>,
     /// Name of its network device; None while there is none.
     pub device: Option<String>,
     /// Agents both consents stand with.
@@ -164,7 +167,7 @@ pub struct RegistryStatus {
     pub error: Option<String>,
 }
 
-/// The gateway an agent is attached to.
+/// A gateway an agent attaches to.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct GatewayStatus {
     pub id: Did,
