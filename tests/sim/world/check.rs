@@ -122,7 +122,11 @@ impl Play {
         let Some(allow) = self.model.allows(to, from) else {
             return wrong("a packet arrived without the receiver's consent");
         };
-        if !said.is_reply && !allow.lets_in(said.port) {
+        // An answer told in session completes a request of the receiver before this model knows.
+        let asked = self.model.asked.get(&(to, from));
+        let asked = asked.filter(|asked| asked.is_open || asked.was_open);
+        let is_offered = asked.is_some_and(|asked| asked.offer.lets_in(said.port));
+        if !said.is_reply && !allow.lets_in(said.port) && !is_offered {
             return wrong("a packet arrived at a port that the consent does not let in");
         }
         if self.model.trusts(to, from, delivery.at) == Belief::No {
