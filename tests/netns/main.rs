@@ -12,6 +12,7 @@ mod endure;
 mod evil;
 mod evil_registry;
 mod garbage;
+mod homes;
 mod idle;
 mod joining;
 mod lab;

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 use crate::engine::attach::AttachConfig;
 use crate::engine::testing::{key, network};

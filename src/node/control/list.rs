@@ -135,8 +135,11 @@ fn agent(
         network_id: membership.network,
         membership: validity(membership),
         registry,
-        gateway: core.engine.gateway(local).map(|g| gateway(core, local, g)),
-        gateways: views.map(|view| gateway(core, local, view)).collect(),
+        gateway: core
+            .engine
+            .gateway(local)
+            .map(|view| gateway(core, local, &view)),
+        gateways: views.map(|view| gateway(core, local, &view)).collect(),
         device,
         peers: u32::try_from(core.engine.peers(local, now()).len()).unwrap_or(u32::MAX),
         pending: u32::try_from(membership.incoming.len()).unwrap_or(u32::MAX),
@@ -159,7 +162,7 @@ fn validity(membership: &Membership) -> MembershipStatus {
     }
 }
 
-fn gateway(core: &Core, local: OverlayIp, view: GatewayView) -> GatewayStatus {
+fn gateway(core: &Core, local: OverlayIp, view: &GatewayView) -> GatewayStatus {
     let state = match view.state {
         State::Attached => LinkState::Connected,
         State::Attaching | State::Handshaking | State::Waiting | State::Detached => {

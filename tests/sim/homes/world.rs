@@ -72,6 +72,7 @@ fn statement(n: usize, unix: UnixTime) -> Statement<Gateway> {
     let claims = Gateway {
         tunnel: tunnel(n).public(),
         udp: vec![at(n).to_string()],
+        wss: vec![],
         region: None,
         features: vec![],
         ttl: 600,
