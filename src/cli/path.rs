@@ -34,7 +34,11 @@ impl PathArgs {
 impl Show for PathReport {
     fn show(&self) -> String {
         let used = self.pairs.iter().find(|pair| pair.in_use);
-        let used = used.and_then(|pair| pair.remote).map(|remote| remote.at);
+        let used = used.and_then(|pair| match (pair.remote, pair.carrier) {
+            (Some(remote), _) => Some(remote.at.to_string()),
+            (None, Some(carrier)) => Some(carrier.as_str().to_owned()),
+            (None, None) => None,
+        });
         let mut text = format!("{} ({}): ", self.name, self.address);
         match (self.path, used) {
             (Some(path), Some(at)) => text.push_str(&format!(
@@ -79,7 +83,10 @@ impl PathReport {
             state = format!("in use, {state}");
         }
         [
-            pair.path.to_string(),
+            match pair.carrier {
+                Some(carrier) => format!("{} ({})", pair.path, carrier.as_str()),
+                None => pair.path.to_string(),
+            },
             state,
             pair.family.map_or_else(dash, |f| f.as_str().to_owned()),
             named(pair.local.as_ref()),

@@ -123,6 +123,9 @@ impl Status {
         };
         let since = span(self.now.since(gateway.since).as_secs());
         let mut text = format!("{} for {since}  {}", gateway.state, gateway.endpoint);
+        if let Some(proxy) = &gateway.proxy {
+            text.push_str(&format!(", through the proxy {proxy}"));
+        }
         if let Some(rtt) = gateway.rtt_ms {
             text.push_str(&format!(", {}", millis(rtt)));
         }

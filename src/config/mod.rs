@@ -18,7 +18,8 @@ use toml::{Table, Value, de::DeTable};
 pub use gateway::{AttachSettings, GatewaySettings, GatewayUdpSettings};
 pub use node::{
     ChannelSettings, DataplaneSettings, DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings,
-    MAX_WORKERS, NodeConfig, NodeSettings, PathMode, PathSettings, SuiteChoice, UdpSettings,
+    MAX_WORKERS, NodeConfig, NodeSettings, NodeWssSettings, PathMode, PathSettings, SuiteChoice,
+    UdpSettings, WssMode,
 };
 pub use registry::{LeaseSettings, LimitSettings, REGISTRY_PORT, RegistryConfig, RegistrySettings};
 

@@ -25,6 +25,7 @@ pub struct NodeSettings {
     pub udp: UdpSettings,
     pub dns: DnsSettings,
     pub path: PathSettings,
+    pub wss: NodeWssSettings,
     pub channel: ChannelSettings,
     pub dataplane: DataplaneSettings,
     pub log: LogSettings,
@@ -112,6 +113,39 @@ impl PathMode {
             Self::Relay => "relay",
         }
     }
+}
+
+/// WebSocket over TLS to the gateways, for networks that let no UDP through.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeWssSettings {
+    pub mode: WssMode,
+    /// `environment`, `none` or `http://host:port`, without a password.
+    pub proxy: String,
+    /// Holds the proxy's URL, password included; None means what `proxy` says.
+    pub proxy_file: Option<PathBuf>,
+}
+
+impl Default for NodeWssSettings {
+    fn default() -> Self {
+        Self {
+            mode: WssMode::default(),
+            proxy: "environment".to_owned(),
+            proxy_file: None,
+        }
+    }
+}
+
+/// When gateways are reached by WebSocket.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WssMode {
+    /// While UDP gives no answer.
+    #[default]
+    Auto,
+    Off,
+    /// Always.
+    Only,
 }
 
 /// How packets to peers are sealed once a session is there.
@@ -208,6 +242,9 @@ impl Settings for NodeSettings {
         "dns.mode",
         "path.mode",
         "path.stun",
+        "wss.mode",
+        "wss.proxy",
+        "wss.proxy_file",
         "channel.suite",
         "dataplane.workers",
         "dataplane.realtime",
@@ -219,6 +256,10 @@ impl Settings for NodeSettings {
         let workers = self.dataplane.workers;
         if workers.is_some_and(|n| !(1..=MAX_WORKERS).contains(&n)) {
             return Err("dataplane.workers is 1 to 8".to_owned());
+        }
+        if self.wss.proxy.contains('@') {
+            let text = "wss.proxy holds no password: name a file with the URL in wss.proxy_file";
+            return Err(text.to_owned());
         }
         Ok(())
     }
@@ -236,6 +277,7 @@ pub struct NodeConfig {
     pub offload: bool,
     pub dns: DnsMode,
     pub path: PathSettings,
+    pub wss: NodeWssSettings,
     pub suite: SuiteChoice,
     pub dataplane: DataplaneSettings,
     pub log: LogSettings,
@@ -252,6 +294,7 @@ impl NodeConfig {
             offload: settings.udp.offload,
             dns: settings.dns.mode,
             path: settings.path,
+            wss: settings.wss,
             suite: settings.channel.suite,
             dataplane: settings.dataplane,
             log: settings.log,

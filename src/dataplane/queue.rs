@@ -1,3 +1,4 @@
+mod carried;
 #[cfg(test)]
 mod tests;
 
@@ -18,12 +19,15 @@ use std::{
 use nix::{errno::Errno, sys::eventfd::EventFd};
 use tokio::sync::oneshot;
 
+pub(super) use carried::Carried;
+
 use crate::dataplane::counters::Snapshot;
 use crate::dataplane::shard::owner;
 use crate::dataplane::tables::{Realm, Tables};
 use crate::engine::channel::Passed;
 use crate::engine::{ChannelEvent, HopEvent};
 use crate::id::OverlayIp;
+use crate::os::wss;
 use crate::policy::Pair;
 use crate::wire::drop::DropReason;
 
@@ -123,6 +127,10 @@ pub(super) enum Command {
         queue: Queue,
         done: oneshot::Sender<io::Result<()>>,
     },
+    /// Datagrams to an endpoint that stands for a connection go there.
+    Carrier(SocketAddr, wss::Queue),
+    /// Datagrams that a connection brought.
+    Carried(Carried),
     Channel(ChannelEvent),
     Counters(oneshot::Sender<Snapshot>),
     Deliver(Vec<InPacket>),
@@ -148,11 +156,13 @@ impl Command {
     /// Returns how many packets it carries.
     fn packets(&self) -> usize {
         match self {
+            Self::Carried(all) => all.count(),
             Self::Deliver(packets) => packets.len(),
             Self::Inject { .. } | Self::SendWhole(..) => 1,
             Self::Resume(packets) => packets.len(),
             Self::Send(datagrams) => datagrams.len(),
             Self::AddTun { .. }
+            | Self::Carrier(..)
             | Self::Channel(_)
             | Self::Counters(_)
             | Self::Hop(_)

@@ -11,10 +11,12 @@ use std::{
 use crate::dataplane::aead::Library;
 use crate::dataplane::channels::Channels;
 use crate::dataplane::halves::Halves;
+use crate::dataplane::relay::carries_channel;
 use crate::dataplane::switch::Switch;
 use crate::dataplane::tables::Tables;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
+use crate::wire::a2g::HEADER;
 
 /// Most workers of one node: each has two lanes then.
 pub(super) const MAX_WORKERS: usize = Pair::LANES as usize / 2;
@@ -30,6 +32,14 @@ pub(super) fn owner(pair: &Pair, workers: usize) -> usize {
 /// Returns which of `workers` workers owns the pairs of a lane, given its number in the low bits.
 pub(super) fn owner_of_lane(lane: u8, workers: usize) -> usize {
     usize::from(lane % Pair::LANES) % workers.max(1)
+}
+
+/// Returns which of `workers` workers owns the channel that a frame carries a packet of; the first
+/// gets what carries none.
+pub(super) fn owner_of_frame(frame: &[u8], workers: usize) -> usize {
+    let lane = Some(frame).filter(|frame| carries_channel(frame));
+    let lane = lane.and_then(|frame| frame.get(HEADER + LANE_AT));
+    lane.map_or(0, |lane| owner_of_lane(*lane, workers))
 }
 
 /// One owner's pairs.

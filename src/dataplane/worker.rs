@@ -1,9 +1,11 @@
+mod carried;
 mod inbound;
 mod outbound;
 
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -32,6 +34,7 @@ use crate::os::clock;
 use crate::os::cpu;
 use crate::os::realtime;
 use crate::os::udp::UdpPort;
+use crate::os::wss;
 use crate::policy::Pair;
 use crate::wire::drop::DropReason;
 use crate::wire::ip::Ipv6View;
@@ -152,6 +155,8 @@ struct Worker {
     commands: Commands,
     /// Its sockets, by the first of which it sends.
     ports: Vec<Port>,
+    /// What waits for connections, by the endpoints that stand for them.
+    carriers: BTreeMap<SocketAddr, wss::Queue>,
     tuns: BTreeMap<OverlayIp, Tun>,
     next_token: u64,
     /// Agents whose device is gone, until the engine could be told.
@@ -215,6 +220,7 @@ impl Worker {
             epoll,
             commands,
             ports: udp.into_iter().map(port).collect(),
+            carriers: BTreeMap::new(),
             tuns: BTreeMap::new(),
             next_token: FIRST_TUN,
             lost: Vec::new(),
@@ -289,6 +295,10 @@ impl Worker {
                 } => {
                     let _told = done.send(self.add_tun(local, realm, queue));
                 }
+                Command::Carrier(at, queue) => {
+                    self.carriers.insert(at, queue);
+                }
+                Command::Carried(all) => self.take_carried(&all),
                 Command::Channel(event) => self.change_channel(event),
                 Command::Counters(done) => {
                     let _told = done.send(self.seen.clone());
@@ -314,12 +324,7 @@ impl Worker {
                 }
                 Command::Resume(packets) => self.resume(packets),
                 Command::Send(datagrams) => self.send(&datagrams),
-                Command::SendWhole(to, bytes) => {
-                    if let Some(port) = self.ports.first() {
-                        let sent = port.udp.send_whole(&bytes, to);
-                        self.note_sent(&sent, to);
-                    }
-                }
+                Command::SendWhole(to, bytes) => self.send_whole(to, &bytes),
                 Command::Shutdown => return false,
             }
         }

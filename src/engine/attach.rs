@@ -4,6 +4,7 @@
 //! over which frames go. A new attachment is made before the old one is given up, unless the gateway
 //! has forgotten it or is silent.
 
+mod carried;
 mod receive;
 mod share;
 

@@ -11,6 +11,7 @@ use crate::engine::{
 };
 use crate::id::OverlayIp;
 use crate::wire::{
+    carrier::is_carrier,
     datagram::{Datagram, WireGuard},
     drop::DropReason,
 };
@@ -36,6 +37,11 @@ pub(super) fn limits() -> Limits {
 impl Engine {
     /// Takes a datagram that is of no gateway: installed peers may speak to us, nobody else.
     pub(super) fn handle_direct(&mut self, from: SocketAddr, bytes: &[u8], time: Time) {
+        // A connection is a gateway's, and no peer is at its end.
+        if is_carrier(from) {
+            self.out.drop(DropReason::DatagramUnknown);
+            return;
+        }
         if Datagram::classify(bytes) == Some(Datagram::Stun) {
             self.handle_stun(from, bytes, time);
             return;

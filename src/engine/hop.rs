@@ -12,6 +12,7 @@ use crate::engine::rtt::Rtt;
 use crate::engine::window::ReplayWindow;
 use crate::id::OverlayIp;
 use crate::wire::a2g::{Direction, HEADER, Header, HopKeys, Kind, MAX_FRAMES, Reset};
+use crate::wire::carrier::is_carrier;
 use crate::wire::control::Attached;
 use crate::wire::drop::DropReason;
 
@@ -66,6 +67,10 @@ impl Slot {
     }
 }
 
+/// Largest frame that goes by a connection: as large as most networks carry by UDP over IPv6, so that
+/// what passed before passes after a change between the two as well.
+const MAX_CARRIED: u16 = 1452; // bytes
+
 /// A payload for the agent, and whom the gateway says it is from; the session inside proves it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Received {
@@ -102,6 +107,15 @@ enum Ids {
     /// The next one; nobody else makes frames of the hop.
     Own(u64),
     Shared(Arc<dyn FrameIds>),
+}
+
+/// Returns the largest frame to a gateway at `endpoint` that asks for at most `asked` bytes.
+fn most(asked: u16, endpoint: SocketAddr) -> u16 {
+    if is_carrier(endpoint) {
+        asked.min(MAX_CARRIED)
+    } else {
+        asked
+    }
 }
 
 /// The agent's end of an attachment that holds.
@@ -157,7 +171,7 @@ impl Hop {
             endpoint,
             observed: attached.observed,
             lease: Duration::from_secs(u64::from(attached.lease)).max(HEARTBEAT),
-            mtu: attached.mtu,
+            mtu: most(attached.mtu, endpoint),
             renew: now + LIFE.saturating_sub(early),
             last_sent: now,
             last_received: now,

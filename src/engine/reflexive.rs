@@ -13,6 +13,7 @@ use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 
 use crate::engine::{Engine, Time, Transmit, path::Doubt};
+use crate::wire::carrier::is_carrier;
 use crate::wire::stun::{self, Message, Transaction};
 
 /// First wait for an answer, doubled each time (RFC 8489 section 6.2.1), and how often is asked: there
@@ -186,11 +187,13 @@ impl Engine {
 
     /// Asks the gateways that are to be asked; one who tells peers nothing has nothing to ask.
     pub(super) fn ask_gateways(&mut self, time: Time) {
+        self.ask_carried(time);
         if !self.mode.seeks() {
             return;
         }
         for local in self.locals.values_mut() {
-            let gateway = local.gateway_endpoint();
+            // By a connection, nobody sees us anywhere.
+            let gateway = local.gateway_endpoint().filter(|at| !is_carrier(*at));
             let rng = self.rng.plain();
             let request = local.reflexive.handle_timeout(gateway, rng, time.now);
             self.out.transmits.extend(request);
@@ -200,7 +203,8 @@ impl Engine {
     pub(super) fn gateways_due(&self) -> Option<(Instant, &'static str)> {
         let locals = self.locals.values().filter(|_| self.mode.seeks());
         let due = locals.filter_map(|local| local.reflexive.poll_timeout());
-        due.min().map(|at| (at, "gateway stun"))
+        let due = due.min().map(|at| (at, "gateway stun"));
+        due.into_iter().chain(self.carried_due()).min()
     }
 }
 

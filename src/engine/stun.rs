@@ -3,6 +3,8 @@
 //! What a gateway sees and what another observer sees are the same where the NAT maps an endpoint alike
 //! for all destinations (RFC 4787 section 4.1), and only then is it of use to peers.
 
+mod carried;
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -11,6 +13,7 @@ use std::{
 use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 
+use crate::engine::stun::carried::Carried;
 use crate::engine::{Engine, Time, Transmit};
 use crate::wire::drop::DropReason;
 use crate::wire::stun::{self, Message, Transaction};
@@ -72,6 +75,7 @@ struct Server {
 #[derive(Debug, Default)]
 pub(crate) struct Observers {
     servers: Vec<Server>,
+    carried: Carried,
 }
 
 impl Observers {
@@ -88,6 +92,7 @@ impl Observers {
 
     /// Begins anew, as in another network.
     fn restart(&mut self, now: Instant) {
+        self.carried.hurry(now);
         for server in &mut self.servers {
             (server.transaction, server.tries, server.due) = (None, 0, now);
             server.observed = None;
@@ -168,6 +173,7 @@ impl Engine {
             Some(true) => self.tell_observed(time),
             Some(false) => {}
             None if self.handle_gateway_stun(from, bytes, time) => {}
+            None if self.handle_carried_stun(from, bytes, time) => {}
             None => self.out.drop(DropReason::DatagramUnknown),
         }
     }

@@ -19,13 +19,13 @@ use crate::gateway::attach::{GuestLimits, Guested, Guests};
 use crate::gateway::batch::{Run, Runs};
 use crate::gateway::forward::{Hop, Hops, NewHop, Outcome};
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
-use crate::gateway::status::{AttachmentStatus, Carrier, GatewayStatus, MAX_LISTED};
+use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
 use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
 use crate::statement::{
     ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
 };
 use crate::wire::a2g::{Reset, gateway_address};
-use crate::wire::carrier;
+use crate::wire::carrier::{self, Carrier};
 use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Did, NetworkId, OverlayIp};
-use crate::wire::carrier;
+use crate::wire::carrier::Carrier;
 
 /// Most attachments listed one by one.
 pub const MAX_LISTED: usize = 1000;
@@ -42,33 +42,4 @@ pub struct AttachmentStatus {
     pub carrier: Carrier,
     /// Silent for more than a lease.
     pub stale: bool,
-}
-
-/// What carries an agent's frames.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Carrier {
-    #[default]
-    Udp,
-    /// WebSocket over TLS.
-    Wss,
-}
-
-impl Carrier {
-    /// Returns what carries datagrams of `endpoint`.
-    pub fn of(endpoint: SocketAddr) -> Self {
-        if carrier::is_carrier(endpoint) {
-            Self::Wss
-        } else {
-            Self::Udp
-        }
-    }
-
-    /// Returns its name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Udp => "udp",
-            Self::Wss => "wss",
-        }
-    }
 }

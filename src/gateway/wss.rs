@@ -3,16 +3,7 @@
 //! Each connection has two tasks that never wait for the gateway's own: what comes waits here when
 //! the gateway is busy, and what is to go is dropped and counted when the other end does not read.
 
-use std::{
-    collections::BTreeMap,
-    io, net,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::ServerConfig;
 use tokio::{
@@ -23,7 +14,7 @@ use tokio::{
 };
 
 use crate::engine::limits::Source;
-use crate::os::wss::{self, Came, Receiver, Sender};
+use crate::os::wss::{self, Came, Queue, Receiver, Sender, Total, Waiting};
 use crate::wire::carrier;
 
 /// Where the WebSocket is.
@@ -34,15 +25,6 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Bursts of all connections that wait for the gateway; with a full one 8 MiB.
 const MAX_WAITING: usize = 128;
-
-/// Bytes that wait for one connection: 50 ms at 40 Mb/s.
-const MAX_QUEUED: usize = 256 << 10;
-
-/// Bytes that wait for all connections together.
-const MAX_QUEUED_ALL: usize = 256 << 20;
-
-/// Batches that wait for one connection.
-const MAX_BATCHES: usize = 512;
 
 /// Pause after the kernel gave no connection, as when there are no descriptors left.
 const REFUSED: Duration = Duration::from_millis(100);
@@ -83,36 +65,6 @@ pub(super) struct Wss {
     queues: BTreeMap<SocketAddr, Queue>,
     /// Ends the listener and all connections when dropped.
     _tasks: JoinSet<()>,
-}
-
-/// What waits for one connection.
-#[derive(Clone, Debug)]
-pub(super) struct Queue {
-    batches: mpsc::Sender<Batch>,
-    bytes: Arc<AtomicUsize>,
-    all: Arc<AtomicUsize>,
-}
-
-/// Datagrams on their way out, which count as waiting until they are dropped.
-#[derive(Debug)]
-struct Batch {
-    bytes: Vec<u8>,
-    stride: usize,
-    _counted: Counted,
-}
-
-#[derive(Debug)]
-struct Counted {
-    size: usize,
-    bytes: Arc<AtomicUsize>,
-    all: Arc<AtomicUsize>,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.bytes.fetch_sub(self.size, Ordering::Relaxed);
-        self.all.fetch_sub(self.size, Ordering::Relaxed);
-    }
 }
 
 impl Wss {
@@ -193,33 +145,11 @@ impl Wss {
     }
 }
 
-impl Queue {
-    fn offer(&self, bytes: &[u8], stride: usize) -> bool {
-        let size = bytes.len();
-        let counted = Counted {
-            size,
-            bytes: Arc::clone(&self.bytes),
-            all: Arc::clone(&self.all),
-        };
-        let before = self.bytes.fetch_add(size, Ordering::Relaxed);
-        let before_all = self.all.fetch_add(size, Ordering::Relaxed);
-        if before + size > MAX_QUEUED || before_all + size > MAX_QUEUED_ALL {
-            return false;
-        }
-        let batch = Batch {
-            bytes: bytes.to_vec(),
-            stride,
-            _counted: counted,
-        };
-        self.batches.try_send(batch).is_ok()
-    }
-}
-
 /// What every connection of a listener has.
 struct Shared {
     config: WssConfig,
     events: mpsc::Sender<Event>,
-    queued: Arc<AtomicUsize>,
+    total: Total,
 }
 
 /// Takes connections until the gateway is gone.
@@ -227,7 +157,7 @@ async fn listen(listener: TcpListener, config: WssConfig, events: mpsc::Sender<E
     let shared = Arc::new(Shared {
         config,
         events,
-        queued: Arc::default(),
+        total: Total::default(),
     });
     let mut connections = JoinSet::new();
     let mut sources = BTreeMap::<Source, usize>::new();
@@ -288,12 +218,7 @@ async fn serve(tcp: TcpStream, at: SocketAddr, shared: &Shared) {
             }
             Err(_elapsed) => return,
         };
-    let (batches, waiting) = mpsc::channel(MAX_BATCHES);
-    let queue = Queue {
-        batches,
-        bytes: Arc::default(),
-        all: Arc::clone(&shared.queued),
-    };
+    let (queue, waiting) = wss::queue(&shared.total);
     let opened = Event::Opened(at, queue);
     if shared.events.send(opened).await.is_err() {
         return;
@@ -336,18 +261,10 @@ async fn read(mut receiver: Receiver, from: SocketAddr, shared: &Shared) {
     }
 }
 
-async fn write(mut sender: Sender, mut waiting: mpsc::Receiver<Batch>) {
-    while let Some(batch) = waiting.recv().await {
-        let mut next = Some(batch);
-        // What waits goes together.
-        while let Some(Batch { bytes, stride, .. }) = next.take() {
-            if let Err(error) = sender.feed(bytes, stride).await {
-                tracing::debug!(%error, "A connection ended");
-                return;
-            }
-            next = waiting.try_recv().ok();
-        }
-        if sender.flush().await.is_err() {
+async fn write(mut sender: Sender, mut waiting: Waiting) {
+    while let Some(batch) = waiting.next().await {
+        if let Err(error) = sender.send(batch, &mut waiting).await {
+            tracing::debug!(%error, "A connection ended");
             return;
         }
     }

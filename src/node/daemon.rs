@@ -13,6 +13,7 @@ use crate::config::{DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, SuiteC
 use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
 use crate::engine::{membership::Membership, names::Zone, path::Mode};
 use crate::id::{OverlayIp, Suffix};
+use crate::node::carriers::{self, Carriers};
 use crate::node::{
     agent::{self, DeviceError},
     driver::{self, Core, Handle, Stopped, now},
@@ -60,6 +61,8 @@ pub enum DaemonError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Dns(#[from] DnsError),
+    #[error("the proxy cannot be used: {0}")]
+    Proxy(String),
     #[error("cannot answer names at {0}: {1}")]
     Resolver(SocketAddr, #[source] std::io::Error),
     #[error(transparent)]
@@ -115,10 +118,12 @@ pub async fn run(
     core.engine.set_stun_servers(&config.path.stun, now());
     core.engine.set_suites(suites(config.suite));
     core.engine.set_frame_ids(dataplane::frame_ids);
+    let lost = make_carriers(&config, &mut core)?;
     let device_lost = core.device_lost();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
     let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
+    let lost = tokio::spawn(carriers::follow(handle.clone(), lost));
     let network = tokio::spawn(network::follow(handle.clone(), port));
     let suspend = tokio::spawn(suspend::follow(handle.clone()));
     let (facts, seen) = watch::channel(BTreeMap::new());
@@ -155,6 +160,7 @@ pub async fn run(
         wait_for_api(api).await;
     }
     lookups.abort();
+    lost.abort();
     network.abort();
     suspend.abort();
     daemon.take_down().await;
@@ -162,10 +168,22 @@ pub async fn run(
     drop(daemon);
     // The driver ends when the last handle is gone; the gateways learn that we leave.
     match driver.await {
-        Ok(core) => core.close(),
+        Ok(core) => core.close().await,
         Err(failed) => error!(%failed, "The engine's task failed"),
     }
     up
+}
+
+/// Makes what reaches gateways where UDP does not; returns what tells of lost connections.
+fn make_carriers(
+    config: &NodeConfig,
+    core: &mut Core,
+) -> Result<mpsc::Receiver<SocketAddr>, DaemonError> {
+    let proxies = carriers::proxies(&config.wss).map_err(DaemonError::Proxy)?;
+    let plane = core.dataplane().clone();
+    let (carriers, lost) = Carriers::new(plane, config.wss.mode, proxies);
+    core.set_carriers(carriers);
+    Ok(lost)
 }
 
 const fn path_mode(mode: PathMode) -> Mode {

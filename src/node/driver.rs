@@ -19,6 +19,7 @@ use crate::engine::{
     path::{Mode, Path},
 };
 use crate::id::OverlayIp;
+use crate::node::carriers::Carriers;
 use crate::node::store::Store;
 use crate::os::{clock, timer::Alarm};
 use crate::policy::Pair;
@@ -97,6 +98,8 @@ pub struct Core {
     lost_devices: BTreeSet<OverlayIp>,
     /// Told when there are some.
     device_lost: Arc<Notify>,
+    /// None where gateways are reached by UDP alone.
+    carriers: Option<Carriers>,
 }
 
 impl std::fmt::Debug for Core {
@@ -128,7 +131,23 @@ impl Core {
             unsaved: None,
             lost_devices: BTreeSet::new(),
             device_lost: Arc::new(Notify::new()),
+            carriers: None,
         }
+    }
+
+    /// Takes what reaches gateways where UDP does not.
+    pub fn set_carriers(&mut self, carriers: Carriers) {
+        self.carriers = Some(carriers);
+    }
+
+    /// Returns what reaches gateways where UDP does not; None where UDP is all there is.
+    pub const fn carriers(&self) -> Option<&Carriers> {
+        self.carriers.as_ref()
+    }
+
+    /// Returns the same, to be changed.
+    pub const fn carriers_mut(&mut self) -> Option<&mut Carriers> {
+        self.carriers.as_mut()
     }
 
     /// Returns why the state could not be written; None when all is on disk.
@@ -186,8 +205,11 @@ impl Core {
     }
 
     /// Stops the data plane; what it still had to send is sent.
-    pub fn close(self) {
+    pub async fn close(self) {
         self.dataplane.shutdown();
+        if let Some(carriers) = self.carriers {
+            carriers.close().await;
+        }
     }
 
     /// Carries out what the engine wants now; returns what resolves when the workers know.
@@ -455,7 +477,7 @@ mod tests {
         }
 
         drop(handle);
-        driver.await.unwrap().close();
+        driver.await.unwrap().close().await;
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -15,6 +15,7 @@ use tracing::debug;
 use crate::id::{Did, OverlayIp};
 use crate::node::driver::{Core, Handle, Stopped, now};
 use crate::os::clock;
+use crate::statement::Gateway;
 
 /// Longest look-up of one host name.
 const LOOK_UP: Duration = Duration::from_secs(5);
@@ -71,31 +72,49 @@ async fn attach(handle: Handle, local: OverlayIp) -> OverlayIp {
 async fn attach_once(handle: &Handle, local: OverlayIp) -> Result<bool, Stopped> {
     let wanted = handle.call(move |core| current(core, local)).await?;
     let mut looking = JoinSet::new();
-    for (gateway, hosts) in wanted {
-        looking.spawn(async move { (gateway, look_up(hosts).await) });
+    for (gateway, hosts, wss) in wanted {
+        looking.spawn(async move { (gateway, look_up(hosts).await, wss) });
     }
     let (mut found, mut is_complete) = (Vec::new(), true);
-    while let Some(Ok((gateway, mut endpoints))) = looking.join_next().await {
+    while let Some(Ok((gateway, mut endpoints, wss))) = looking.join_next().await {
         // The underlay is never reached through the overlay.
         endpoints.retain(|endpoint: &SocketAddr| match endpoint.ip() {
             IpAddr::V4(_) => true,
             IpAddr::V6(ip) => OverlayIp::new(ip)
                 .map_or(true, |ip| ip.network().domain() != local.network().domain()),
         });
-        if endpoints.is_empty() {
-            is_complete = false;
-        } else {
-            found.push((gateway, endpoints));
-        }
+        is_complete &= !endpoints.is_empty();
+        found.push((gateway, endpoints, wss));
     }
-    // None is known before the first statement, which brings another event.
-    if !found.is_empty() {
-        let set = move |core: &mut Core| core.engine.set_gateways(local, found, now());
-        if let Err(refused) = handle.call(set).await? {
-            debug!(%local, %refused, "Not attached");
+    let set = move |core: &mut Core| {
+        let found = with_carriers(core, local, found);
+        // None is known before the first statement, which brings another event.
+        if found.is_empty() {
+            return Ok(());
         }
+        core.engine.set_gateways(local, found, now())
+    };
+    if let Err(refused) = handle.call(set).await? {
+        debug!(%local, %refused, "Not attached");
     }
     Ok(is_complete)
+}
+
+/// Adds to where gateways are by UDP what stands for their WebSockets; those that are nowhere are left out.
+fn with_carriers(
+    core: &mut Core,
+    local: OverlayIp,
+    found: Vec<(Did, Vec<SocketAddr>, Vec<String>)>,
+) -> Vec<(Did, Vec<SocketAddr>)> {
+    let domain = local.network().domain();
+    let all = found.into_iter().map(|(gateway, udp, wss)| {
+        let endpoints = match core.carriers_mut() {
+            Some(carriers) => carriers.endpoints(gateway, &wss, udp, domain),
+            None => udp,
+        };
+        (gateway, endpoints)
+    });
+    all.filter(|(_, endpoints)| !endpoints.is_empty()).collect()
 }
 
 async fn look_up(hosts: Vec<String>) -> Vec<SocketAddr> {
@@ -111,8 +130,8 @@ async fn look_up(hosts: Vec<String>) -> Vec<SocketAddr> {
     endpoints
 }
 
-/// Returns the gateways whose statements have not expired, and the hosts they name.
-fn current(core: &Core, local: OverlayIp) -> Vec<(Did, Vec<String>)> {
+/// Returns the gateways whose statements have not expired, the hosts they name, and their WebSockets.
+fn current(core: &Core, local: OverlayIp) -> Vec<(Did, Vec<String>, Vec<String>)> {
     let Some(membership) = core.engine.membership(local) else {
         return Vec::new();
     };
@@ -120,6 +139,9 @@ fn current(core: &Core, local: OverlayIp) -> Vec<(Did, Vec<String>)> {
     let all = membership.gateways.values();
     let valid = all.filter(|gateway| now < gateway.expires());
     valid
-        .map(|gateway| (gateway.subject(), gateway.claims().udp.clone()))
+        .map(|gateway| {
+            let Gateway { udp, wss, .. } = gateway.claims();
+            (gateway.subject(), udp.clone(), wss.clone())
+        })
         .collect()
 }

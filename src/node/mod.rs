@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod alone;
+pub mod carriers;
 mod control;
 pub mod daemon;
 pub mod dev;

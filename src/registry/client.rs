@@ -13,6 +13,7 @@ use crate::id::{
     UnixTime,
 };
 use crate::os::tls::{Pin, pinned_client};
+use crate::os::wss::Proxies;
 use crate::registry::auth::{self, Signed};
 use crate::statement::{
     Admission, Chain, Consent, Gateway, Grant, Record, Registry, Request, Revocation, Statement,
@@ -95,6 +96,19 @@ pub struct RegistryClient {
     info: DomainInfo,
 }
 
+/// Reaches registries as the environment says: TLS to the pinned key goes through a proxy as it is.
+fn by_environment() -> reqwest::Proxy {
+    let read = Proxies::of_environment(&|name| std::env::var(name).ok());
+    let proxies = read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "The proxy that the environment names is not used");
+        Proxies::default()
+    });
+    reqwest::Proxy::custom(move |url| {
+        let host = url.host_str()?.trim_matches(['[', ']']);
+        proxies.of(host).map(|proxy| proxy.url().to_string())
+    })
+}
+
 impl RegistryClient {
     /// Reaches the registry at `url` and checks that it is the one `domain`'s root names.
     pub async fn connect(
@@ -109,7 +123,7 @@ impl RegistryClient {
         }
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(pinned_client(pin).map_err(ClientError::Tls)?)
-            .no_proxy()
+            .proxy(by_environment())
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)

@@ -5,6 +5,37 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use serde::{Deserialize, Serialize};
+
+/// What carries frames.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    #[default]
+    Udp,
+    /// WebSocket over TLS.
+    Wss,
+}
+
+impl Carrier {
+    /// Returns what carries datagrams of `endpoint`.
+    pub fn of(endpoint: SocketAddr) -> Self {
+        if is_carrier(endpoint) {
+            Self::Wss
+        } else {
+            Self::Udp
+        }
+    }
+
+    /// Returns its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Wss => "wss",
+        }
+    }
+}
+
 /// 100::/64, as its upper half (RFC 6666 section 2).
 const PREFIX: u64 = 0x0100_0000_0000_0000;
 

@@ -16,6 +16,7 @@ use agentnet::wire::api::local::{
     WireGuardRemove, WireGuardRemoved,
 };
 use agentnet::wire::api::problem::{Code, Problem};
+use agentnet::wire::carrier::Carrier;
 use tokio::{runtime::Runtime, sync::Notify};
 
 use crate::Scratch;
@@ -166,6 +167,8 @@ fn gateway() -> GatewayStatus {
     GatewayStatus {
         id: id(7).did(),
         endpoint: "203.0.113.7:16201".to_owned(),
+        carrier: Carrier::Udp,
+        proxy: None,
         state: LinkState::Connected,
         since: ago(10_000),
         observed: Some("198.51.100.4:40000".parse().unwrap()),
@@ -341,6 +344,7 @@ impl Control for Fake {
             family: Some(Family::IPv6),
             local: None,
             remote: Some(endpoint(remote, EndpointKind::Host)),
+            carrier: None,
             gateway: None,
             rtt_ms: None,
             loss_percent: Some(100),
@@ -355,6 +359,7 @@ impl Control for Fake {
             family: Some(Family::IPv4),
             local: Some(endpoint("198.51.100.4:40000", EndpointKind::Reflexive)),
             remote: Some(endpoint("203.0.113.7:16201", EndpointKind::Gateway)),
+            carrier: Some(Carrier::Udp),
             gateway: Some(id(7).did()),
             rtt_ms: Some(12.34),
             loss_percent: Some(0),

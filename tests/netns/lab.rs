@@ -54,11 +54,16 @@ impl Lab {
 
     /// Brings up registry and gateway with network `acme`, and nothing on hosts a and b.
     pub(crate) fn services(world: &World) -> Self {
+        Self::services_with(world, "")
+    }
+
+    /// The same, the gateway made with more flags.
+    pub(crate) fn services_with(world: &World, flags: &str) -> Self {
         let site = Site::new(world);
         let public = &site.public;
         let registry = new_registry(public);
         public.ok(&format!(
-            "agentnet gateway init --dir /var/lib/gateway --listen {GATEWAY} {OPERATOR}"
+            "agentnet gateway init --dir /var/lib/gateway --listen {GATEWAY} {flags} {OPERATOR}"
         ));
         let gateway = start_gateway(public);
         public.ok(&format!("agentnet network create acme {OPERATOR}"));

@@ -41,3 +41,4 @@ mod wall_clock;
 mod wireguard;
 mod workers;
 mod world;
+mod wss;

@@ -115,6 +115,7 @@ impl From<DaemonError> for Failure {
             | DaemonError::Stopped(_)
             | DaemonError::Store(_)
             | DaemonError::Timer(_) => None,
+            DaemonError::Proxy(_) => Some("see wss.proxy and wss.proxy_file of the settings"),
             DaemonError::Unsaved(_) => Some("free space or mend the disk, then join again"),
         };
         match error {
@@ -127,6 +128,7 @@ impl From<DaemonError> for Failure {
             | DaemonError::Stopped(_)
             | DaemonError::Timer(_)
             | DaemonError::Udp(_)
+            | DaemonError::Proxy(_)
             | DaemonError::Unsaved(_) => Self::cured(&error, cure),
         }
     }

@@ -20,6 +20,7 @@ use crate::id::OverlayIp;
 use crate::os::udp::Received;
 use crate::policy::{Pair, Verdict};
 use crate::wire::a2g;
+use crate::wire::carrier::is_carrier;
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::DropReason;
 use crate::wire::ecn::Ecn;
@@ -52,6 +53,10 @@ impl Worker {
                 break;
             };
             match port.udp.recv_many(buffer) {
+                // Nobody is there: whoever says so would pass for a connection.
+                Ok(received) if is_carrier(received.from) => {
+                    self.seen.drops.count(DropReason::DatagramUnknown);
+                }
                 Ok(received) => {
                     let end = start + received.length;
                     let mut at = start;
@@ -83,7 +88,7 @@ impl Worker {
         }
     }
 
-    fn take_datagram(
+    pub(super) fn take_datagram(
         &mut self,
         held: &mut Held<'_>,
         received: &Received,
@@ -111,7 +116,8 @@ impl Worker {
             }
         } else if Datagram::classify(datagram) == Some(Datagram::Channel) {
             let shard = held.at(self.shards.of_channel(datagram));
-            if shard.switch.is_hidden() {
+            // No peer is at the end of a connection.
+            if shard.switch.is_hidden() || is_carrier(received.from) {
                 self.seen.drops.count(DropReason::ChannelUnknown);
                 return;
             }
@@ -200,7 +206,7 @@ impl Worker {
         }
     }
 
-    fn write_runs(&mut self) {
+    pub(super) fn write_runs(&mut self) {
         let Self {
             merger,
             received,

@@ -17,6 +17,7 @@ use crate::dataplane::worker::{BATCH, FIRST_UDP, IDLE, Worker, tun_interest};
 use crate::engine::channel::Volume;
 use crate::id::OverlayIp;
 use crate::policy::Pair;
+use crate::wire::carrier::is_carrier;
 use crate::wire::drop::DropReason;
 use crate::wire::ecn::Ecn;
 use crate::wire::icmp6::packet_too_big;
@@ -229,6 +230,9 @@ impl Worker {
 
     /// Sends the first batch; false when the socket takes nothing now.
     fn send_first(&mut self) -> bool {
+        if self.send_carried() {
+            return true;
+        }
         let Some(batch) = self.batches.first() else {
             return true;
         };
@@ -283,11 +287,25 @@ impl Worker {
     /// Sends datagrams of the engine.
     pub(super) fn send(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) {
         for (to, bytes) in datagrams {
+            if is_carrier(*to) {
+                self.carry(*to, bytes, bytes.len());
+                continue;
+            }
             let Some(port) = self.ports.first() else {
                 return;
             };
             let sent = port.udp.send_to(bytes, *to);
             self.note_sent(&sent, *to);
+        }
+    }
+
+    /// Sends a datagram that is never cut in fragments.
+    pub(super) fn send_whole(&mut self, to: SocketAddr, bytes: &[u8]) {
+        if is_carrier(to) {
+            self.carry(to, bytes, bytes.len());
+        } else if let Some(port) = self.ports.first() {
+            let sent = port.udp.send_whole(bytes, to);
+            self.note_sent(&sent, to);
         }
     }
 

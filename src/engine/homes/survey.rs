@@ -6,6 +6,7 @@ use std::{
 
 use crate::engine::{homes::Homes, hop::MAX_HOPS, rtt::Rtt};
 use crate::id::{Did, hash};
+use crate::wire::carrier::is_carrier;
 use crate::wire::stun::{self, Message, Transaction};
 
 /// First wait for an answer, doubled each time (RFC 8489 section 6.2.1), and how often is asked.
@@ -73,8 +74,10 @@ impl Survey {
             for (to, from) in transaction.iter_mut().zip(drawn) {
                 *to = from;
             }
+            // By a connection nobody answers STUN.
+            let endpoints = endpoints.into_iter().filter(|at| !is_carrier(*at));
             let asked = Asked {
-                endpoints,
+                endpoints: endpoints.collect(),
                 transaction,
                 tries: 0,
                 sent: now,

@@ -15,6 +15,7 @@ use crate::engine::{
 use crate::id::{OverlayIp, TunnelKey};
 use crate::wire::a2g::HEADER;
 use crate::wire::candidate::{Candidate, Kind};
+use crate::wire::carrier::is_carrier;
 
 /// What is tried first: an interface's own endpoint needs no NAT to agree.
 const HOST_PRIORITY: u32 = 2;
@@ -90,7 +91,8 @@ impl Local {
     pub(crate) fn remotes(&self) -> Vec<SocketAddr> {
         let gateways = self.homes.iter().flat_map(Attachment::endpoints).copied();
         let peers = self.peers.values().flat_map(|peer| peer.path().endpoints());
-        gateways.chain(peers).collect()
+        let all = gateways.chain(peers);
+        all.filter(|at| !is_carrier(*at)).collect()
     }
 
     /// Lets paths know how gateways are reached, and where the best of them sees us.
@@ -102,7 +104,10 @@ impl Local {
         if let Some((id, observed)) = told.filter(|(id, _)| self.told_by != Some(*id)) {
             self.tell_relay_mtu(time, out);
             self.told_by = Some(id);
-            self.learn_reflexive(observed, time, out);
+            // Port 0 is nowhere: the gateway is reached by a connection.
+            if observed.port() != 0 {
+                self.learn_reflexive(observed, time, out);
+            }
         }
         let is_attached = self.homes.is_attached();
         if is_attached != self.had_relay {

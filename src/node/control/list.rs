@@ -13,6 +13,7 @@ use crate::engine::{
 };
 use crate::id::{Did, FullName, OverlayIp, UnixTime};
 use crate::node::{
+    carriers,
     control::{choose, path_kind, wireguard},
     driver::{Core, now},
     running::Node,
@@ -27,6 +28,7 @@ use crate::wire::api::{
     },
     problem::{Code, Problem},
 };
+use crate::wire::carrier::{Carrier, is_carrier};
 
 /// How long a peer is asked in vain before that is told: a restart of its node is over by then.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -170,11 +172,21 @@ fn gateway(core: &Core, local: OverlayIp, view: &GatewayView) -> GatewayStatus {
         }
         State::Displaced => LinkState::Displaced,
     };
+    let carrier = view.endpoint.map(Carrier::of).unwrap_or_default();
+    let (by, proxy) = match core.carriers().and_then(|all| all.state(&view.id)) {
+        Some(carriers::State::Connected { target, proxy }) if carrier == Carrier::Wss => {
+            (Some(target), proxy)
+        }
+        Some(_) | None => (None, None),
+    };
+    let of_udp = view.endpoint.filter(|at| !is_carrier(*at));
     GatewayStatus {
         id: view.id,
-        endpoint: view
-            .endpoint
+        carrier,
+        proxy,
+        endpoint: of_udp
             .map(|at| at.to_string())
+            .or(by)
             .or_else(|| announced(core, local, &view.id))
             .unwrap_or_default(),
         state: if view.refused.is_some() {
@@ -183,7 +195,8 @@ fn gateway(core: &Core, local: OverlayIp, view: &GatewayView) -> GatewayStatus {
             state
         },
         since: wall(view.since),
-        observed: view.observed,
+        // Port 0 is nowhere: nobody sees us by a connection.
+        observed: view.observed.filter(|at| at.port() != 0),
         rtt_ms: view.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
     }
 }
@@ -213,6 +226,7 @@ fn warnings(core: &Core, agents: &[AgentStatus]) -> Vec<Warning> {
         all.extend(registry_warning(agent));
         all.extend(withheld_warning(core, agent));
         all.extend(gateway_warning(agent));
+        all.extend(carrier_warning(core, agent));
         all.extend(silence_warning(core, agent));
     }
     all
@@ -320,8 +334,25 @@ fn gateway_warning(agent: &AgentStatus) -> Option<Warning> {
     }
     let at = &gateway.endpoint;
     let text = format!("{name} is not attached to the gateway at {at}");
-    let cure = "check that the gateway runs and that UDP to it is let through";
+    let cure = "check that the gateway runs and that UDP, or TCP port 443, to it is let through";
     Some(warning("gateway_lost", text, cure))
+}
+
+/// Says why a gateway that is not reached by UDP is not reached by WebSocket either.
+fn carrier_warning(core: &Core, agent: &AgentStatus) -> Option<Warning> {
+    let gateway = agent.gateway.as_ref()?;
+    if matches!(gateway.state, LinkState::Connected) {
+        return None;
+    }
+    match core.carriers()?.state(&gateway.id)? {
+        carriers::State::Failed { code, text, cure } => {
+            let text = format!("{}: no WebSocket to the gateway: {text}", agent.name);
+            Some(warning(code, text, cure))
+        }
+        carriers::State::Connected { .. } | carriers::State::Connecting | carriers::State::Idle => {
+            None
+        }
+    }
 }
 
 pub(super) fn peers(core: &Core, agent: Option<&str>) -> Result<Peers, Problem> {

@@ -13,6 +13,7 @@ use crate::wire::api::{
     problem::{Code, Problem},
 };
 use crate::wire::candidate::{Candidate, Kind};
+use crate::wire::carrier::{Carrier, is_carrier};
 
 /// Finds the local agent and the whole name of the other one that a caller means.
 pub(super) fn target(
@@ -87,6 +88,8 @@ fn path_pair(pair: &PairView, view: &PathView, gateway: Option<&GatewayView>) ->
         let known = view.local.iter().find(|own| own.endpoint == at);
         known.map_or(EndpointKind::Observed, |own| kind(own.kind))
     };
+    let relay = gateway.filter(|_| view.has_relay && pair.path == Path::Relay);
+    let carrier = relay.and_then(|gateway| gateway.endpoint).map(Carrier::of);
     let (seen, remote, via) = match pair.path {
         Path::Direct(at) => {
             let kind = pair.kind.map_or(EndpointKind::Observed, kind);
@@ -95,11 +98,13 @@ fn path_pair(pair: &PairView, view: &PathView, gateway: Option<&GatewayView>) ->
         Path::Relay => {
             let attached = gateway.filter(|_| view.has_relay);
             let remote = attached.and_then(|gateway| gateway.endpoint);
+            let remote = remote.filter(|at| !is_carrier(*at));
             let remote = remote.map(|at| Endpoint {
                 at,
                 kind: EndpointKind::Gateway,
             });
             let seen = attached.and_then(|gateway| gateway.observed);
+            let seen = seen.filter(|at| at.port() != 0);
             (seen, remote, attached.map(|gateway| gateway.id))
         }
     };
@@ -113,6 +118,7 @@ fn path_pair(pair: &PairView, view: &PathView, gateway: Option<&GatewayView>) ->
             kind: named(at),
         }),
         remote,
+        carrier,
         gateway: via,
         rtt_ms: pair.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
         loss_percent: pair.loss,

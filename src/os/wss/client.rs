@@ -1,7 +1,7 @@
 //! The end that connects, through a proxy if it must.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -109,6 +109,12 @@ pub struct Target {
     path: String,
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "wss://{}{}", authority(&self.host, self.port), self.path)
+    }
+}
+
 /// A text is no `wss://host:port/path`.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[error("not an address of the form wss://HOST:PORT/PATH")]
@@ -173,8 +179,7 @@ async fn connect_slowly(
     let tls = client_config()?;
     let stream = TlsConnector::from(tls).connect(name, tcp).await;
     let stream = TlsStream::Client(stream.map_err(ConnectError::Tls)?);
-    let at = authority(&target.host, target.port);
-    let request = format!("wss://{at}{}", target.path).into_client_request();
+    let request = target.to_string().into_client_request();
     let upgrade = |error| ConnectError::Upgrade(Box::new(error));
     let request = request.map_err(upgrade)?;
     let upgraded = client_async_with_config(request, stream, Some(limits())).await;
@@ -214,7 +219,7 @@ mod tests {
         let short = "wss://[2001:db8::1]".parse::<Target>().unwrap();
 
         assert_eq!((whole.host.as_str(), whole.port), ("gw.example.org", 8443));
-        assert_eq!(whole.path, "/a2g");
+        assert_eq!(whole.to_string(), "wss://gw.example.org:8443/a2g");
         assert_eq!((short.host.as_str(), short.port), ("2001:db8::1", 443));
         for text in [
             "",

@@ -2,6 +2,7 @@
 
 mod client;
 mod proxy;
+mod queue;
 mod server;
 mod tls;
 
@@ -21,6 +22,7 @@ use tokio_tungstenite::{
 
 pub use client::{BadTarget, ConnectError, Target, connect};
 pub use proxy::{Proxies, Proxy, ProxyError};
+pub use queue::{Batch, Queue, Total, Waiting, queue};
 pub use server::{AcceptError, accept};
 pub use tls::{CertificateError, self_signed, server_of};
 
@@ -34,7 +36,7 @@ const MAX_BURST: usize = 64 << 10;
 const RECORD: usize = 16 << 10;
 
 /// Time after which a connection ends whose other end acknowledges nothing of what was sent.
-const UNACKNOWLEDGED: u32 = 10_000; // milliseconds
+const UNACKNOWLEDGED: u32 = 5000; // milliseconds
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
@@ -94,6 +96,16 @@ impl Sender {
     /// Sends what waits.
     pub async fn flush(&mut self) -> Result<(), WssError> {
         Ok(self.0.flush().await?)
+    }
+
+    /// Sends a batch, and with it what waits behind it.
+    pub async fn send(&mut self, first: Batch, waiting: &mut Waiting) -> Result<(), WssError> {
+        let mut next = Some(first);
+        while let Some(Batch { bytes, stride, .. }) = next.take() {
+            self.feed(bytes, stride).await?;
+            next = waiting.next_now();
+        }
+        self.flush().await
     }
 
     /// Asks for a sign of life.

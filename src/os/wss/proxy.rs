@@ -84,6 +84,20 @@ impl Proxy {
         self.credentials.is_some()
     }
 
+    /// Returns its URL, credentials included.
+    pub fn url(&self) -> Zeroizing<String> {
+        let mut url = Zeroizing::new("http://".to_owned());
+        if let Some((user, password)) = self.credentials.as_deref().and_then(|c| c.split_once(':'))
+        {
+            for (part, end) in [(user, ":"), (password, "@")] {
+                part.bytes().for_each(|byte| url.push_str(&encoded(byte)));
+                url.push_str(end);
+            }
+        }
+        url.push_str(&authority(&self.host, self.port));
+        url
+    }
+
     /// Has the proxy at the other end of `tcp` make a tunnel to `host`.
     pub(super) async fn tunnel(
         &self,
@@ -174,7 +188,9 @@ impl Proxies {
 
     /// Returns the proxy by which `host` is reached; None when it is reached without one.
     pub fn of(&self, host: &str) -> Option<&Proxy> {
-        let is_excepted = self.except.iter().any(|except| except.covers(host));
+        // Nobody else can reach that.
+        let is_own = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        let is_excepted = is_own || self.except.iter().any(|except| except.covers(host));
         self.proxy.as_ref().filter(|_| !is_excepted)
     }
 }
@@ -260,6 +276,15 @@ pub(super) fn authority(host: &str, port: u16) -> String {
     }
 }
 
+/// Puts percent-encoding onto what is not unreserved (RFC 3986 section 2.3).
+fn encoded(byte: u8) -> String {
+    if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+        char::from(byte).to_string()
+    } else {
+        format!("%{byte:02X}")
+    }
+}
+
 /// Takes percent-encoding off (RFC 3986 section 2.1); what makes a line end is refused.
 fn decoded(text: &str) -> Result<String, ProxyError> {
     let mut bytes = Vec::new();
@@ -320,6 +345,9 @@ mod tests {
              Proxy-Authorization: Basic {sent}\r\n\r\n"
         );
         assert_eq!(*user.request("2001:db8::9", 443), expected);
+        assert_eq!(*user.url(), "http://ag%40nt:p%3Aw@p:1");
+        assert_eq!(*v6.url(), "http://[2001:db8::1]:1080");
+        assert_eq!(user.url().parse::<Proxy>().unwrap(), user);
     }
 
     #[test]
@@ -387,7 +415,9 @@ mod tests {
         ] {
             assert_eq!(proxies.of(host), None, "{host}");
         }
-        assert_eq!(proxies.of("2001:db8::7"), None);
+        for host in ["2001:db8::7", "127.0.0.1", "::1", "localhost"] {
+            assert_eq!(proxies.of(host), None, "{host}");
+        }
         let all = |name: &str| match name {
             "ALL_PROXY" => Some("h:1".to_owned()),
             "no_proxy" => Some("*".to_owned()),

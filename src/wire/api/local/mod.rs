@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{AgentId, Did, Label, NetworkId, OverlayIp, UnixTime};
 use crate::statement::Scope;
+use crate::wire::carrier::Carrier;
 use crate::wire::channel::Suite;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
@@ -171,8 +172,14 @@ pub struct RegistryStatus {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct GatewayStatus {
     pub id: Did,
-    /// `host:port` in use, else the one that the gateway announces.
+    /// `host:port` or `wss://host:port/path` in use, else the one that the gateway announces.
     pub endpoint: String,
+    /// What carries frames; `udp` while nothing does.
+    #[serde(default)]
+    pub carrier: Carrier,
+    /// The HTTP proxy between; None where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
     pub state: LinkState,
     /// When it came into this state.
     pub since: UnixTime,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Did, OverlayIp, UnixTime};
 use crate::wire::api::local::{PathKind, SessionState, Warning};
+use crate::wire::carrier::Carrier;
 
 /// Query of `GET /v1/path`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -98,8 +99,11 @@ pub struct PathPair {
     pub family: Option<Family>,
     /// Where the other end sees us; None before it told.
     pub local: Option<Endpoint>,
-    /// Where packets go; None for a relay that is not attached to.
+    /// Where packets go; None for a relay that is not attached to, or is by a connection.
     pub remote: Option<Endpoint>,
+    /// What carries frames of a relayed path; None when direct, or no gateway is attached to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Carrier>,
     /// The gateway of a relayed path; None when direct, or none is attached to.
     pub gateway: Option<Did>,
     /// Smoothed round-trip time of our probes; None unless they are answered.
