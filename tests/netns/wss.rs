@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    lab::{A, B, Lab, address, start_node_by, status, wait_attached},
+    lab::{B, Lab, address, start_node_by, status, wait_attached},
     process::Proc,
     stream::{ALLOW, Download, QUICK, Stream, Transfer},
     world::{Host, in_world_of, measured, now, recovered, wait_for, wait_within},
@@ -26,7 +26,7 @@ const MOVED: Duration = Duration::from_secs(3);
 const RESTART: Duration = Duration::from_secs(15);
 
 /// What the throughput of both carriers is measured with.
-const MEGABYTES: u64 = 64;
+const MEGABYTES: u64 = 32;
 
 /// Runs `body` in a world whose gateway takes WebSockets at port 443, with tokens and no agent.
 fn in_lab_with_wss<F: FnOnce(&mut Lab)>(body: F) {
@@ -174,6 +174,13 @@ fn through_proxies_that_are_the_only_way_out() {
         lab.page_within(Duration::from_secs(20), "the page");
 
         fetch(lab, 16 << 20);
+        lab.node_a = None;
+        let _squid = squid(&lab.site.ra, "10.0.1.1");
+        let by_squid = "ALL_PROXY=http://10.0.1.1:3129";
+        lab.node_a = Some(start_node_by(&lab.site.a, by_squid));
+        wait_attached(&lab.site.a);
+        lab.page_within(Duration::from_secs(30), "the page, by squid");
+
         let shown = lab.site.b.ok("agentnet status");
         assert!(shown.contains("through the proxy 10.0.2.1:3128"), "{shown}");
         assert!(
@@ -193,6 +200,22 @@ fn tinyproxy(router: &Host, address: &str, more: &str) -> Proc {
     let proxy = router.start("exec tinyproxy -d -c /run/tinyproxy.conf");
     wait_for("the proxy listens", || {
         router.ok("ss -ltn").contains(&format!("{address}:3128 "))
+    });
+    proxy
+}
+
+/// Runs another one, which is to be nobody's root.
+fn squid(router: &Host, address: &str) -> Proc {
+    let config = format!(
+        "http_port {address}:3129\nacl tunnels port 443 8443\nhttp_access allow CONNECT tunnels\n\
+         http_access deny all\ncache deny all\naccess_log none\ncache_log /run/squid.log\n\
+         pid_filename none\ncoredump_dir /run\nshutdown_lifetime 0 seconds\n"
+    );
+    router.ok(&format!("printf '{config}' > /run/squid.conf"));
+    let proxy = router
+        .start("exec unshare --user --map-user=13 --map-group=13 squid -N -f /run/squid.conf");
+    wait_for("the proxy listens", || {
+        router.ok("ss -ltn").contains(&format!("{address}:3129 "))
     });
     proxy
 }
@@ -254,8 +277,19 @@ fn a_gateway_that_restarts_has_its_connections_back() {
         let outage = check("the gateway restarts, WebSocket", &stream, since);
 
         assert!(outage < RESTART, "{outage:?}");
+
+        // Nobody says anything now: the nodes notice by the end of their connections.
         drop(stream);
-        assert!(lab.site.b.ok("agentnet peers").contains(A));
+        lab.gateway.take().unwrap().kill();
+        let since = now();
+        lab.start_gateway();
+        wait_for("both are attached again", || {
+            let line = "agentnet gateway status --json --config /var/lib/gateway/gateway.toml";
+            let status = lab.site.public.run(line);
+            status.stdout.contains("\"attached\":2")
+        });
+        recovered("the same, nobody talks", since.elapsed());
+        assert!(since.elapsed() < RESTART);
     });
 }
 
