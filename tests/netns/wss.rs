@@ -236,13 +236,13 @@ fn udp_that_comes_and_goes_is_used_while_it_works() {
         let since = now();
         allow_all(lab);
         wait_carried(lab, "udp", OPENED);
-        let outage = check("UDP works again", &stream, since);
+        let outage = check("UDP to the gateway works again", &stream, since);
         assert!(outage < MOVED, "{outage:?}");
 
         let since = now();
         forbid_again(lab);
         wait_carried(lab, "wss", OPENED);
-        let outage = check("UDP is blocked", &stream, since);
+        let outage = check("UDP to the gateway is blocked", &stream, since);
         assert!(outage < TAKEN_OVER, "{outage:?}");
         transfer.goes_on(100_000);
         transfer.arrives_whole();
@@ -274,7 +274,7 @@ fn a_gateway_that_restarts_has_its_connections_back() {
         let since = now();
         lab.gateway.take().unwrap().kill();
         lab.start_gateway();
-        let outage = check("the gateway restarts, WebSocket", &stream, since);
+        let outage = check("restart of the gateway by WebSocket", &stream, since);
 
         assert!(outage < RESTART, "{outage:?}");
 
@@ -288,7 +288,7 @@ fn a_gateway_that_restarts_has_its_connections_back() {
             let status = lab.site.public.run(line);
             status.stdout.contains("\"attached\":2")
         });
-        recovered("the same, nobody talks", since.elapsed());
+        recovered("restart of the gateway by WebSocket, idle", since.elapsed());
         assert!(since.elapsed() < RESTART);
     });
 }

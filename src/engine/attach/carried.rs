@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use crate::engine::{attach::Attachment, hop::Hop};
+use crate::engine::attach::{Attachment, Phase};
+use crate::engine::hop::Hop;
 use crate::wire::carrier::is_carrier;
 
 impl Attachment {
@@ -15,10 +16,14 @@ impl Attachment {
         all.filter(|at| !is_carrier(*at))
     }
 
-    /// Attaches anew at an endpoint that answered, while the hop carries on.
+    /// Attaches anew at an endpoint that answered, while the hop carries on; an attempt by a
+    /// connection, as after a change of network, is given up for it.
     pub(crate) fn move_to(&mut self, endpoint: SocketAddr, now: Instant) {
         let place = self.endpoints().iter().position(|at| *at == endpoint);
-        self.endpoint = place.unwrap_or(self.endpoint);
-        self.renew(now);
+        let is_given_up = matches!(self.phase, Phase::Detached | Phase::Displaced { .. });
+        if let Some(place) = place.filter(|_| self.hop.is_some() && !is_given_up) {
+            self.endpoint = place;
+            self.begin(now);
+        }
     }
 }

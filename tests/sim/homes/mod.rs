@@ -1,5 +1,6 @@
 //! An agent at several gateways: what happens when one of them fails (protocol.md section 5).
 
+mod carried;
 mod choice;
 mod world;
 

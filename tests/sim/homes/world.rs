@@ -16,6 +16,7 @@ use agentnet::{
     id::{Did, IdentityKey, OverlayIp, TunnelSecret, UnixTime},
     os::clock,
     statement::{Gateway, Head, Scope, Statement, issue},
+    wire::carrier,
 };
 
 use crate::clock::Simulation;
@@ -49,6 +50,10 @@ pub(crate) struct World {
     pub(crate) delays: BTreeMap<(&'static str, usize), Duration>,
     /// By how much delays vary, in percent.
     pub(crate) jitter: u64,
+    /// Whether gateways are reached by connections too.
+    pub(crate) has_carriers: bool,
+    /// Hosts to and from which no UDP passes.
+    pub(crate) without_udp: BTreeSet<&'static str>,
     /// Datagrams that hosts sent to gateways.
     pub(crate) sent: usize,
     on_wire: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
@@ -64,8 +69,18 @@ fn tunnel(n: usize) -> TunnelSecret {
     TunnelSecret::from_seed([150 + u8::try_from(n).unwrap(); 32])
 }
 
-fn at(n: usize) -> SocketAddr {
+pub(crate) fn at(n: usize) -> SocketAddr {
     SocketAddr::new([203, 0, 113, u8::try_from(n + 1).unwrap()].into(), 16201)
+}
+
+/// What stands for the connection to gateway `n` at a host.
+pub(crate) fn carrier_at(n: usize) -> SocketAddr {
+    carrier::endpoint(n as u64 + 1, SocketAddr::from(([0; 4], 0)))
+}
+
+/// What stands for the connection of a host at a gateway.
+fn carrier_of(host: SocketAddr) -> SocketAddr {
+    carrier::endpoint(7, host)
 }
 
 fn statement(n: usize, unix: UnixTime) -> Statement<Gateway> {
@@ -97,6 +112,8 @@ impl World {
             cut: BTreeSet::new(),
             delays: BTreeMap::new(),
             jitter: 0,
+            has_carriers: false,
+            without_udp: BTreeSet::new(),
             sent: 0,
             on_wire: BTreeMap::new(),
             count: 0,
@@ -308,7 +325,7 @@ impl World {
             }
             let (from, to, bytes) = entry.remove();
             let time = now();
-            let gateway = (0..self.gateways.len()).find(|n| at(*n) == to);
+            let gateway = (0..self.gateways.len()).find(|n| [at(*n), carrier_at(*n)].contains(&to));
             if let Some(core) = gateway.and_then(|n| self.gateways[n].as_mut()) {
                 core.handle_datagram(from, bytes, time.now, time.unix);
             } else if let Some(host) = self.hosts.values_mut().find(|host| host.at == to) {
@@ -324,7 +341,9 @@ impl World {
             let host = self.hosts.get_mut(name).unwrap();
             while let Some(event) = host.engine.poll_event() {
                 if let Event::Gateway { local } = event {
-                    let all = (0..gateways).map(|n| (gateway_key(n).did(), vec![at(n)]));
+                    let carrier = |n| Some(carrier_at(n)).filter(|_| self.has_carriers);
+                    let endpoints = |n| [at(n)].into_iter().chain(carrier(n)).collect();
+                    let all = (0..gateways).map(|n| (gateway_key(n).did(), endpoints(n)));
                     let all = all.collect();
                     host.engine.set_gateways(local, all, now()).unwrap();
                 } else if event == Event::Changed {
@@ -347,15 +366,28 @@ impl World {
             }
             for (to, bytes) in sent {
                 self.sent += 1;
-                if let Some(n) = (0..gateways).find(|n| at(*n) == to) {
+                if let Some(n) = (0..gateways).find(|n| carrier_at(*n) == to) {
+                    self.carry((name, n), carrier_of(from), to, bytes);
+                } else if let Some(n) = (0..gateways).find(|n| at(*n) == to)
+                    && !self.without_udp.contains(name)
+                {
                     self.carry((name, n), from, to, bytes);
                 }
             }
         }
         for n in 0..self.gateways.len() {
             while let Some((to, bytes)) = self.gateways[n].as_mut().and_then(Core::poll_transmit) {
-                let host = self.hosts.iter().find(|(_, host)| host.at == to);
-                if let Some(name) = host.map(|(name, _)| *name) {
+                let peer = carrier::peer(to);
+                let host = self
+                    .hosts
+                    .iter()
+                    .find(|(_, host)| host.at == peer.unwrap_or(to));
+                let Some((name, to)) = host.map(|(name, host)| (*name, host.at)) else {
+                    continue;
+                };
+                if peer.is_some() {
+                    self.carry((name, n), carrier_at(n), to, bytes);
+                } else if !self.without_udp.contains(name) {
                     self.carry((name, n), at(n), to, bytes);
                 }
             }
