@@ -383,7 +383,8 @@ impl Local {
                 Control::Attach { .. }
                 | Control::Attached(_)
                 | Control::AttachRefused { .. }
-                | Control::Goodbye { .. },
+                | Control::Goodbye { .. }
+                | Control::Mesh(_),
             ) => {}
             None => out.drop(DropReason::ControlMalformed),
         }

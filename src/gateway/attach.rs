@@ -16,8 +16,8 @@ use crate::engine::limits::{Limits, Source};
 use crate::engine::session::{Listener, Opened, Screened, Session, SessionKeys, receiver_index};
 use crate::id::{TunnelKey, TunnelSecret};
 use crate::wire::control::{Control, ProbeReply};
-use crate::wire::datagram::WireGuard;
 use crate::wire::drop::DropReason;
+use crate::wire::mesh::Message;
 use crate::wire::part::Reassembler;
 
 /// How long a response waits to be used: an agent repeats its handshake within 5 s.
@@ -51,6 +51,11 @@ pub(crate) enum Guested {
         record: String,
     },
     Dropped(DropReason),
+    /// One that proved this key says by this statement that it is a gateway.
+    Gateway {
+        key: TunnelKey,
+        statement: String,
+    },
     Nothing,
     Send(Vec<u8>),
 }
@@ -104,24 +109,6 @@ impl Guests {
         self.guests.len()
     }
 
-    /// Takes a WireGuard message.
-    pub(crate) fn handle(
-        &mut self,
-        from: SocketAddr,
-        kind: WireGuard,
-        bytes: &[u8],
-        now: Instant,
-    ) -> Guested {
-        match kind {
-            WireGuard::Initiation => self.handle_initiation(from, bytes, now),
-            WireGuard::Transport => self.handle_transport(bytes, now),
-            // A gateway begins no handshake, so nothing answers one.
-            WireGuard::Response | WireGuard::CookieReply => {
-                Guested::Dropped(DropReason::HandshakeUnknown)
-            }
-        }
-    }
-
     /// Answers the Attach of a guest; the session then only repeats this answer.
     pub(crate) fn answer(
         &mut self,
@@ -149,18 +136,27 @@ impl Guests {
         self.due.first().map(|(at, _)| *at)
     }
 
-    fn handle_initiation(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> Guested {
+    /// Tells which key a handshake claims, if it is to be gone on with.
+    pub(crate) fn screen(
+        &mut self,
+        from: SocketAddr,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<TunnelKey, Guested> {
         match self.listener.screen(from, bytes) {
             Screened::Pass => {}
-            Screened::Cookie(cookie) => return Guested::Send(cookie),
-            Screened::Dropped(reason) => return Guested::Dropped(reason),
+            Screened::Cookie(cookie) => return Err(Guested::Send(cookie)),
+            Screened::Dropped(reason) => return Err(Guested::Dropped(reason)),
         }
         if !self.limits.take(Source::of(from), now) {
-            return Guested::Dropped(DropReason::HandshakeLimited);
+            return Err(Guested::Dropped(DropReason::HandshakeLimited));
         }
-        let Some(key) = self.listener.initiator(bytes) else {
-            return Guested::Dropped(DropReason::HandshakeUnknown);
-        };
+        let key = self.listener.initiator(bytes);
+        key.ok_or(Guested::Dropped(DropReason::HandshakeUnknown))
+    }
+
+    /// Takes a handshake of this key, which was screened.
+    pub(crate) fn begin(&mut self, key: TunnelKey, bytes: &[u8], now: Instant) -> Guested {
         if let Some(guest) = self.guests.get_mut(&key) {
             return match guest.session.open(bytes, now) {
                 Opened::Reply(response) => {
@@ -182,7 +178,8 @@ impl Guests {
         }
     }
 
-    fn handle_transport(&mut self, bytes: &[u8], now: Instant) -> Guested {
+    /// Takes a message of a session.
+    pub(crate) fn handle_transport(&mut self, bytes: &[u8], now: Instant) -> Guested {
         let index = receiver_index(bytes).map(|index| index >> 8);
         let key = index.and_then(|index| self.by_index.get(&index)).copied();
         let guest = key.and_then(|key| Some((key, self.guests.get_mut(&key)?)));
@@ -223,6 +220,10 @@ impl Guests {
                 observed: None,
                 received: 0,
             }),
+            Some(Control::Mesh(Message::Hello(hello))) => {
+                let statement = hello.statement;
+                return Guested::Gateway { key, statement };
+            }
             Some(
                 Control::Attached(_)
                 | Control::AttachRefused { .. }
@@ -230,6 +231,7 @@ impl Guests {
                 | Control::Goodbye { .. }
                 | Control::Channel(_)
                 | Control::Have(_)
+                | Control::Mesh(Message::Ack(_) | Message::Delta(_))
                 | Control::Part(_)
                 | Control::ProbeReply(_)
                 | Control::Statement { .. },
@@ -243,7 +245,8 @@ impl Guests {
 
     fn new_session(&mut self, peer: TunnelKey, now: Instant) -> Session {
         let index = loop {
-            let index = self.rng.random::<u32>() >> 8;
+            // Those with the highest bit are of sessions with gateways.
+            let index = self.rng.random::<u32>() >> 9;
             if !self.by_index.contains_key(&index) {
                 break index;
             }

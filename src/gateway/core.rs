@@ -1,5 +1,6 @@
 //! Pure: a gateway as a state machine; datagrams and time in, datagrams and deadlines out.
 
+mod mesh;
 #[cfg(test)]
 mod tests;
 
@@ -15,9 +16,10 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::engine::limits::{Limits, Source};
-use crate::gateway::attach::{GuestLimits, Guested, Guests};
+use crate::gateway::attach::{GuestLimits, Guests};
 use crate::gateway::batch::{Run, Runs};
 use crate::gateway::forward::{Hop, Hops, NewHop, Outcome};
+use crate::gateway::mesh::Mesh;
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
 use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
 use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
@@ -30,6 +32,8 @@ use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};
 use crate::wire::stun::{self, Message};
+
+pub use mesh::{MeshConfig, NoGateway, Signers};
 
 /// Datagrams waiting to be sent; the shell empties the queue after every input.
 const MAX_TRANSMIT: usize = 4096;
@@ -60,6 +64,7 @@ pub struct CoreConfig {
     pub per_source: u32,
     /// The same at once.
     pub burst: u32,
+    pub mesh: MeshConfig,
 }
 
 /// A gateway's secrets; both outlive a restart.
@@ -80,6 +85,9 @@ pub struct Core {
     networks: BTreeMap<NetworkId, Revocations>,
     guests: Guests,
     hops: Hops,
+    mesh: Mesh,
+    /// None until it is known; no other gateway is believed before.
+    signers: Option<Signers>,
     reset_limits: Limits,
     stun_limits: Limits,
     rng: ChaCha20Rng,
@@ -105,13 +113,17 @@ impl Core {
             burst: config.burst,
         };
         let guests_rng = ChaCha20Rng::from_seed(rng.random());
+        let mesh_rng = ChaCha20Rng::from_seed(rng.random());
+        let (routes, gateways) = (config.mesh.max_routes, config.mesh.max_gateways);
         Self {
             config,
             gateway: keys.gateway,
             reset_key: hmac::Key::new(hmac::HMAC_SHA256, &keys.reset),
             networks: BTreeMap::new(),
-            guests: Guests::new(keys.tunnel, limits, guests_rng),
-            hops: Hops::new(config.lease, config.max_attachments, rng.random()),
+            guests: Guests::new(keys.tunnel.clone(), limits, guests_rng),
+            hops: Hops::new(keys.gateway, config.lease, routes, rng.random()),
+            mesh: Mesh::new(keys.gateway, keys.tunnel, gateways, mesh_rng),
+            signers: None,
             reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
             stun_limits: Limits::new(STUN_PER_SECOND, STUN_PER_SECOND, MAX_SOURCES),
             rng,
@@ -135,6 +147,8 @@ impl Core {
         let gone = self
             .hops
             .retain(|hop| served.contains_key(&hop.new.network));
+        self.hops
+            .retain_remote(|claim| served.contains_key(&claim.network));
         self.tell_gone(gone.iter().map(|hop| (hop.new.up, hop.new.endpoint)));
     }
 
@@ -157,11 +171,16 @@ impl Core {
         if !revoked.add(statement, &network, unix)? {
             return Ok(());
         }
-        let gone = self.hops.retain(|hop| {
-            hop.new.network != network
-                || Statement::<Record>::open(&hop.new.record)
+        let holds = |of: &NetworkId, record: &str| {
+            *of != network
+                || Statement::<Record>::open(record)
                     .is_ok_and(|record| verify_record(&record, &network, revoked, unix).is_ok())
-        });
+        };
+        let gone = self
+            .hops
+            .retain(|hop| holds(&hop.new.network, &hop.new.record));
+        self.hops
+            .retain_remote(|claim| holds(&claim.network, &claim.record));
         self.tell_gone(gone.iter().map(|hop| (hop.new.up, hop.new.endpoint)));
         Ok(())
     }
@@ -201,6 +220,7 @@ impl Core {
         if let Some(to) = self.take(from, &mut bytes, now, unix) {
             self.send(to, bytes);
         }
+        self.settle(now, unix);
     }
 
     /// Takes datagrams of one sender that lie end to end, each but the last `stride` bytes long.
@@ -227,6 +247,7 @@ impl Core {
                 self.runs.add(to, place);
             }
         }
+        self.settle(now, unix);
     }
 
     /// Takes a datagram, and returns where it goes on if it does.
@@ -239,12 +260,7 @@ impl Core {
     ) -> Option<SocketAddr> {
         match Datagram::classify(bytes) {
             Some(Datagram::Frame) => return self.handle_frame(from, bytes, now, unix),
-            Some(Datagram::WireGuard(kind)) => match self.guests.handle(from, kind, bytes, now) {
-                Guested::Attach { key, record } => self.attach(from, key, record, now, unix),
-                Guested::Dropped(reason) => self.drops.count(reason),
-                Guested::Nothing => {}
-                Guested::Send(bytes) => self.send(from, bytes),
-            },
+            Some(Datagram::WireGuard(kind)) => self.handle_wireguard(from, kind, bytes, now, unix),
             Some(Datagram::Stun) => self.handle_stun(from, bytes, now),
             Some(Datagram::Channel | Datagram::Discover) | None => {
                 self.drops.count(DropReason::DatagramUnknown);
@@ -257,6 +273,7 @@ impl Core {
     pub fn handle_timeout(&mut self, now: Instant, unix: UnixTime) {
         self.guests.handle_timeout(now);
         self.hops.handle_timeout(now, unix);
+        self.handle_mesh_timeout(now, unix);
         if self.recover_at.is_some_and(|at| at <= now) {
             let count = self.recovered.len().min(RECOVERY_BATCH);
             let batch: Vec<_> = self.recovered.drain(..count).collect();
@@ -264,6 +281,7 @@ impl Core {
             self.tell_gone(batch.iter().map(|known| (known.hop, known.endpoint)));
             self.recover_at = (!self.recovered.is_empty()).then_some(now + RECOVERY_PAUSE);
         }
+        self.settle(now, unix);
     }
 
     /// Returns when `handle_timeout` is due and why; None when nothing is.
@@ -274,7 +292,9 @@ impl Core {
             .map(|at| (at, "handshake expiry"));
         let hops = self.hops.poll_timeout().map(|at| (at, "attachment lease"));
         let recover = self.recover_at.map(|at| (at, "restart notices"));
-        guests.into_iter().chain(hops).chain(recover).min()
+        let mesh = self.mesh.poll_timeout();
+        let own = guests.into_iter().chain(hops).chain(recover);
+        own.chain(mesh).min()
     }
 
     /// Returns the next datagram to send, and where to.
@@ -317,6 +337,7 @@ impl Core {
                 .map(|(reason, n)| (reason.label().to_owned(), n))
                 .collect(),
             attachments: attachments.collect(),
+            peers: self.peers(),
         }
     }
 
@@ -345,6 +366,10 @@ impl Core {
         now: Instant,
         unix: UnixTime,
     ) -> Option<SocketAddr> {
+        if let Some(reset) = Reset::parse(frame) {
+            self.handle_reset(&reset, now);
+            return None;
+        }
         match self.hops.handle_frame(from, frame, now, unix) {
             Outcome::Answer(to, answer) => self.send(to, answer),
             Outcome::Forward(to) => {
@@ -373,8 +398,8 @@ impl Core {
         unix: UnixTime,
     ) {
         let answer = match self.check(&key, &record, unix) {
-            Ok((member, seq)) => {
-                let new = self.new_hop(from, key, record, (&member, seq));
+            Ok((member, seq, gateways)) => {
+                let new = self.new_hop(from, key, record, (&member, seq, gateways));
                 match new {
                     Some((new, answer)) => {
                         tracing::debug!(agent = %new.agent, "Agent attached");
@@ -403,7 +428,7 @@ impl Core {
         key: &TunnelKey,
         record: &str,
         unix: UnixTime,
-    ) -> Result<(Member, u64), (Refusal, String)> {
+    ) -> Result<(Member, u64, Vec<Did>), (Refusal, String)> {
         let bad = |text: String| (Refusal::BadRecord, text);
         let record = Statement::<Record>::open(record).map_err(|e| bad(e.to_string()))?;
         let network = record
@@ -427,7 +452,8 @@ impl Core {
         if known.is_none() && self.hops.len() >= self.config.max_attachments {
             return Err((Refusal::Full, "the gateway is full".to_owned()));
         }
-        Ok((member, record.seq()))
+        let gateways = record.claims().gateways.clone();
+        Ok((member, record.seq(), gateways))
     }
 
     fn new_hop(
@@ -435,7 +461,7 @@ impl Core {
         from: SocketAddr,
         key: TunnelKey,
         record: String,
-        (member, seq): (&Member, u64),
+        (member, seq, gateways): (&Member, u64, Vec<Did>),
     ) -> Option<(NewHop, Control)> {
         let gateway = gateway_address(member.prefix.domain(), self.gateway).ok()?;
         let up = loop {
@@ -450,6 +476,7 @@ impl Core {
             key,
             seq,
             record,
+            gateways,
             expires: member.expires,
             gateway,
             up,

@@ -1,5 +1,6 @@
 //! Pure: attached agents and the frames between them.
 
+mod remote;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -10,8 +11,10 @@ use std::{
 };
 
 use crate::engine::window::{Fresh, ReplayWindow};
-use crate::gateway::mft::{Mft, Route, agent};
-use crate::id::{NetworkId, OverlayIp, TunnelKey, UnixTime};
+use crate::gateway::links::Links;
+use crate::gateway::mft::{Mft, PeerId, Route, agent};
+use crate::gateway::routes::{Claim, Routes};
+use crate::id::{Did, NetworkId, OverlayIp, TunnelKey, UnixTime};
 use crate::wire::a2g::{Direction, Header, HopKeys, Kind, MAX_FRAMES, hop_id};
 use crate::wire::drop::DropReason;
 
@@ -29,6 +32,8 @@ pub(crate) struct NewHop {
     pub(crate) seq: u64,
     /// The record, to be checked again when something is revoked.
     pub(crate) record: String,
+    /// The gateways that the record lists, best first.
+    pub(crate) gateways: Vec<Did>,
     /// When the membership lapses.
     pub(crate) expires: UnixTime,
     pub(crate) gateway: OverlayIp,
@@ -65,13 +70,26 @@ pub(crate) enum Outcome {
     Unknown(u32),
 }
 
-/// All attached agents.
+/// Who sent a frame here.
+#[derive(Clone, Copy, Debug)]
+enum Sender {
+    Agent,
+    /// Another gateway, of the agents that it announces.
+    Gateway,
+}
+
+/// All attached agents, and the ways to those of other gateways.
 #[derive(Debug)]
 pub(crate) struct Hops {
+    own: Did,
     lease: Duration,
     /// By the hop id in frames to the gateway.
     hops: BTreeMap<u32, Hop>,
     mft: Mft,
+    pub(crate) links: Links,
+    routes: Routes,
+    /// Agents that attached or went since they were asked for.
+    changed: BTreeSet<OverlayIp>,
     /// When to look whether a hop is stale or gone; never later than that is due.
     due: BTreeSet<(Instant, u32)>,
     /// Raised when hop ids or endpoints change.
@@ -79,12 +97,18 @@ pub(crate) struct Hops {
 }
 
 impl Hops {
-    /// Makes an empty table of at most `routes` routes, which are hashed under `key`.
-    pub(crate) fn new(lease: Duration, routes: usize, key: [u8; 16]) -> Self {
+    /// Makes an empty table of gateway `own`, which knows at most `most` ways to agents of others; they
+    /// are hashed under `key`.
+    pub(crate) fn new(own: Did, lease: Duration, most: usize, key: [u8; 16]) -> Self {
         Self {
+            own,
             lease,
             hops: BTreeMap::new(),
-            mft: Mft::new(routes, key),
+            // Those who attach here are bounded by whoever lets them.
+            mft: Mft::new(usize::MAX, key),
+            links: Links::default(),
+            routes: Routes::new(most),
+            changed: BTreeSet::new(),
             due: BTreeSet::new(),
             changes: 0,
         }
@@ -107,7 +131,7 @@ impl Hops {
 
     /// Tells whether a hop id is in use.
     pub(crate) fn contains(&self, up: u32) -> bool {
-        self.hops.contains_key(&up)
+        self.hops.contains_key(&up) || self.links.contains(up)
     }
 
     /// Returns the attachments, by hop id.
@@ -127,8 +151,13 @@ impl Hops {
         let farewell = old
             .filter(|hop| hop.new.endpoint != new.endpoint)
             .and_then(|mut hop| hop.signal(Kind::Displaced));
-        self.mft
-            .insert(agent(new.agent.ip()), 0, Route::Local(new.up));
+        if self.routes.network(new.agent.ip()).is_some() {
+            self.routes.note_here(new.claim(), &mut self.mft);
+        }
+        let rank = self.routes.rank_here(new.agent, new.seq, self.own);
+        let here = Route::Local(new.up);
+        self.mft.insert(agent(new.agent.ip()), rank, here);
+        self.changed.insert(new.agent);
         self.due.insert((now + self.lease, new.up));
         let hop = Hop {
             keys_up: HopKeys::derive(&new.secret, Direction::Up),
@@ -149,6 +178,7 @@ impl Hops {
     pub(crate) fn remove(&mut self, up: u32) -> Option<Hop> {
         let hop = self.hops.remove(&up)?;
         self.mft.remove(agent(hop.new.agent.ip()), Route::Local(up));
+        self.changed.insert(hop.new.agent);
         self.changes += 1;
         Some(hop)
     }
@@ -160,7 +190,7 @@ impl Hops {
         gone.into_iter().filter_map(|up| self.remove(up)).collect()
     }
 
-    /// Takes a frame from an agent; one that goes on gets its new header in place.
+    /// Takes a frame from an agent or another gateway; one that goes on gets its new header in place.
     pub(crate) fn handle_frame(
         &mut self,
         from: SocketAddr,
@@ -172,7 +202,7 @@ impl Hops {
             return Outcome::Dropped(DropReason::FrameMalformed);
         };
         let Some(hop) = self.hops.get_mut(&up) else {
-            return Outcome::Unknown(up);
+            return self.handle_gateways(up, frame);
         };
         if unix >= hop.new.expires || now >= hop.made + LIFE {
             self.remove(up);
@@ -185,7 +215,7 @@ impl Hops {
         self.changes += u64::from(moved);
         let (source, network) = (hop.new.agent, hop.new.network);
         match header.kind {
-            Kind::Data => self.forward(&header, network, frame),
+            Kind::Data => self.forward(&header, (Sender::Agent, network), frame),
             Kind::Heartbeat => hop
                 .signal(Kind::Heartbeat)
                 .map_or(Outcome::Dropped(DropReason::FrameQuota), |(to, frame)| {
@@ -225,13 +255,65 @@ impl Hops {
         self.due.first().map(|(at, _)| *at)
     }
 
-    fn forward(&mut self, header: &Header, network: NetworkId, frame: &mut [u8]) -> Outcome {
+    /// Takes a frame of another gateway: only from agents that it announces.
+    fn handle_gateways(&mut self, hop: u32, frame: &mut [u8]) -> Outcome {
+        let (gateway, header) = match self.links.take(hop, frame) {
+            None => return Outcome::Unknown(hop),
+            Some(Err(reason)) => return Outcome::Dropped(reason),
+            Some(Ok(taken)) => taken,
+        };
+        let network = self.routes.network_by(header.source, gateway);
+        network.map_or(Outcome::Dropped(DropReason::FrameSource), |network| {
+            self.forward(&header, (Sender::Gateway, network), frame)
+        })
+    }
+
+    fn forward(
+        &mut self,
+        header: &Header,
+        (sender, network): (Sender, NetworkId),
+        frame: &mut [u8],
+    ) -> Outcome {
         let Some(ttl) = header.ttl.checked_sub(1) else {
             return Outcome::Dropped(DropReason::FrameTtl);
         };
-        let Some(Route::Local(up)) = self.mft.lookup(header.target, header.prefix_len) else {
-            return Outcome::Dropped(DropReason::FrameTarget);
+        let header = Header { ttl, ..*header };
+        let route = match sender {
+            Sender::Agent => self.mft.lookup(header.target, header.prefix_len),
+            // Every gateway of a domain knows all others, so what one of them sent is where it belongs:
+            // it goes to nobody but agents, and can never come round.
+            Sender::Gateway => self.mft.local(header.target).map(Route::Local),
         };
+        match route.filter(|_| header.prefix_len == 128) {
+            Some(Route::Local(up)) => self.deliver(&header, (up, network), frame),
+            Some(Route::Gateway(gateway)) => self.pass(&header, (gateway, network), frame),
+            None => Outcome::Dropped(DropReason::FrameTarget),
+        }
+    }
+
+    /// Hands a frame to another gateway.
+    fn pass(
+        &mut self,
+        header: &Header,
+        (gateway, network): (PeerId, NetworkId),
+        frame: &mut [u8],
+    ) -> Outcome {
+        if self.routes.network(header.target) != Some(network) {
+            return Outcome::Dropped(DropReason::FrameNetwork);
+        }
+        match self.links.seal(gateway, header, frame) {
+            Ok(to) => Outcome::Forward(to),
+            Err(reason) => Outcome::Dropped(reason),
+        }
+    }
+
+    /// Hands a frame to an agent that is attached here.
+    fn deliver(
+        &mut self,
+        header: &Header,
+        (up, network): (u32, NetworkId),
+        frame: &mut [u8],
+    ) -> Outcome {
         let Some(hop) = self.hops.get_mut(&up) else {
             return Outcome::Dropped(DropReason::FrameTarget);
         };
@@ -243,13 +325,25 @@ impl Hops {
             return Outcome::Dropped(DropReason::FrameQuota);
         };
         let onward = Header {
-            ttl,
             hop: hop.new.down,
             message,
             ..*header
         };
         onward.seal(&hop.keys_down, frame);
         Outcome::Forward(hop.new.endpoint)
+    }
+}
+
+impl NewHop {
+    fn claim(&self) -> Claim {
+        Claim {
+            agent: self.agent,
+            network: self.network,
+            seq: self.seq,
+            expires: self.expires,
+            gateways: self.gateways.clone(),
+            record: self.record.clone(),
+        }
     }
 }
 

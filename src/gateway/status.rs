@@ -29,6 +29,33 @@ pub struct GatewayStatus {
     pub drops: BTreeMap<String, u64>,
     /// The first thousand attachments, by hop id.
     pub attachments: Vec<AttachmentStatus>,
+    /// The other gateways of the domain.
+    #[serde(default)]
+    pub peers: Vec<PeerStatus>,
+}
+
+/// Another gateway.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PeerStatus {
+    pub gateway: Did,
+    pub state: Standing,
+    /// Where it was last heard; None before that.
+    pub endpoint: Option<SocketAddr>,
+    /// Its last answer took so long, in microseconds; None before the first.
+    pub rtt_us: Option<u64>,
+    /// Ways to agents by it.
+    pub routes: usize,
+}
+
+/// Whether another gateway is there.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// It does not answer, or said farewell.
+    Down,
+    /// There is a session, and it did not say yet how frames get to it.
+    Greeting,
+    Up,
 }
 
 /// One attached agent, without its name.

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::GatewaySettings;
-use crate::gateway::core::{CoreConfig, CoreKeys};
+use crate::gateway::core::{CoreConfig, CoreKeys, MeshConfig};
 use crate::gateway::server::{self, Gateway};
 use crate::node::local_api::{self, SocketError};
 use crate::os::files::FileError;
@@ -91,6 +91,7 @@ impl GatewayConfig {
             handshakes_per_second: attach.handshakes_per_second,
             per_source: attach.handshakes_per_source,
             burst: attach.burst_per_source,
+            mesh: MeshConfig::default(),
         }
     }
 }

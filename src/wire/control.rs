@@ -16,6 +16,7 @@
 //! | 9 | Have | revocations u32, their hash 32, seq u64 of the receiver's record and u64 of its consent |
 //! | 10 | Statement | JWT text, by Part when long |
 //! | 12..14 | Offer, Accept, Confirm | [`crate::wire::channel`] |
+//! | 20..22 | Hello, Delta, Ack | between gateways: [`crate::wire::mesh`] |
 //!
 //! Types not listed are ignored, and so are bytes after the fields of a known body.
 
@@ -25,6 +26,7 @@ use crate::statement::MAX_STATEMENT;
 use crate::wire::candidate::{Candidates, put_endpoint, take_endpoint};
 use crate::wire::channel;
 use crate::wire::have::Have;
+use crate::wire::mesh;
 
 /// Source of every control packet.
 pub const FROM: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa6, 1);
@@ -84,6 +86,8 @@ pub enum Control {
     ProbeReply(ProbeReply),
     /// Sets up a data channel.
     Channel(channel::Message),
+    /// Between gateways.
+    Mesh(mesh::Message),
 }
 
 /// The answer to a Probe.
@@ -251,6 +255,10 @@ impl Control {
                 message.encode(&mut body);
                 message.kind()
             }
+            Self::Mesh(message) => {
+                message.encode(&mut body);
+                message.kind()
+            }
         };
         let length = u16::try_from(body.len()).ok()?;
         let mut out = Vec::with_capacity(4 + body.len());
@@ -304,6 +312,7 @@ impl Control {
             10 if body.len() <= MAX_STATEMENT => Some(Self::Statement {
                 text: String::from_utf8(body.to_vec()).ok()?,
             }),
+            kind @ 20.. => mesh::Message::decode(kind, body).map(Self::Mesh),
             kind => channel::Message::decode(kind, body).map(Self::Channel),
         }
     }

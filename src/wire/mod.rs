@@ -14,5 +14,6 @@ mod extensions;
 pub mod have;
 pub mod icmp6;
 pub mod ip;
+pub mod mesh;
 pub mod part;
 pub mod stun;

@@ -3,8 +3,8 @@ use std::time::{Duration, Instant};
 use crate::statement::MAX_STATEMENT;
 use crate::wire::control::{Control, MAX_PART, Part};
 
-/// Longest reassembled message: a statement and the head of its message.
-const MAX_MESSAGE: usize = MAX_STATEMENT + 4; // bytes
+/// Longest reassembled message: a statement and what stands before it in its message.
+const MAX_MESSAGE: usize = MAX_STATEMENT + 128; // bytes
 
 /// How long the pieces of one message may take to come in (protocol.md section 6).
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ impl Reassembler {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
-    fn start() -> Instant {
+    pub(in crate::wire) fn start() -> Instant {
         Instant::now()
     }
 

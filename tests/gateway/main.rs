@@ -14,7 +14,7 @@ use std::{
 };
 
 use agentnet::engine::attach::{AttachConfig, Attachment, Inbound};
-use agentnet::gateway::core::CoreConfig;
+use agentnet::gateway::core::{CoreConfig, MeshConfig};
 use agentnet::gateway::server::{
     Gateway, GatewayCommand, GatewayConfig, GatewayError, GatewayKeys,
 };
@@ -191,6 +191,7 @@ fn config(listen: SocketAddr, recovery: &Path) -> GatewayConfig {
             handshakes_per_second: 100,
             per_source: 100,
             burst: 100,
+            mesh: MeshConfig::default(),
         },
         offload: true,
         wss: None,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use agentnet::engine::attach::{AttachConfig, Attachment, Inbound, State};
-use agentnet::gateway::core::{Core, CoreConfig, CoreKeys};
+use agentnet::gateway::core::{Core, CoreConfig, CoreKeys, MeshConfig};
 use agentnet::id::{NetworkId, OverlayIp};
 use agentnet::os::clock;
 use agentnet::wire::drop::DropReason;
@@ -62,6 +62,7 @@ impl World {
                 handshakes_per_second: 200,
                 per_source: 50,
                 burst: 100,
+                mesh: MeshConfig::default(),
             },
             seed: 0,
         }

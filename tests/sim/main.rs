@@ -11,6 +11,7 @@ mod homes;
 mod hostile;
 mod lessons;
 mod many;
+mod mesh;
 mod motion;
 mod network;
 mod pair;

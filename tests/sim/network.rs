@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use agentnet::id::{DomainPrefix, IdentityKey, NetworkId, NetworkPrefix, OverlayIp, TunnelSecret};
+use agentnet::id::{
+    Did, DomainPrefix, IdentityKey, NetworkId, NetworkPrefix, OverlayIp, TunnelSecret,
+};
 use agentnet::os::clock;
 use agentnet::statement::{Grant, Record, Statement, issue};
 
@@ -35,8 +37,13 @@ impl Network {
         self.prefix.address_of(&agent).unwrap()
     }
 
-    /// Returns the record of agent `n` for `life`.
+    /// Returns the record of agent `n` for `life`, which lists no gateway.
     pub(crate) fn record(&self, n: u16, life: Duration) -> String {
+        self.record_at(n, life, vec![])
+    }
+
+    /// Returns the record of agent `n` that lists these gateways.
+    pub(crate) fn record_at(&self, n: u16, life: Duration, gateways: Vec<Did>) -> String {
         let (now, agent) = (clock::unix(), key(n));
         let name = format!("agent{n}").parse().unwrap();
         let until = now + life;
@@ -45,7 +52,7 @@ impl Network {
         let claims = Record {
             name,
             tunnel: tunnel(n).public(),
-            gateways: vec![],
+            gateways,
             chain: vec![self.grant.text().to_owned(), grant.text().to_owned()],
             ttl: 600,
         };

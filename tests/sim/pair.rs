@@ -12,7 +12,7 @@ use agentnet::{
         membership::{Membership, Outgoing, Start, State},
         trust::TrustError,
     },
-    gateway::core::{Core, CoreConfig, CoreKeys},
+    gateway::core::{Core, CoreConfig, CoreKeys, MeshConfig},
     id::{
         DomainPrefix, IdentityKey, MemberName, NetworkId, NetworkPrefix, OverlayIp, Suffix,
         TunnelSecret, UnixTime,
@@ -499,6 +499,7 @@ pub(crate) fn new_gateway(seed: [u8; 32]) -> Core {
         handshakes_per_second: 200,
         per_source: 50,
         burst: 100,
+        mesh: MeshConfig::default(),
     };
     let keys = CoreKeys {
         gateway: key(GATEWAY).did(),

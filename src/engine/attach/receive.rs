@@ -57,6 +57,7 @@ impl Attachment {
             | Control::Candidates(_)
             | Control::Channel(_)
             | Control::Have(_)
+            | Control::Mesh(_)
             | Control::Part(_)
             | Control::Probe { .. }
             | Control::ProbeReply(_)

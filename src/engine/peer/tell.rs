@@ -82,6 +82,7 @@ impl Peer {
                 | Control::Goodbye { .. }
                 | Control::Channel(_)
                 | Control::Have(_)
+                | Control::Mesh(_)
                 | Control::Part(_)
                 | Control::Probe { .. }
                 | Control::ProbeReply(_),

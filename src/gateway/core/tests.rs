@@ -17,6 +17,7 @@ fn core(now: Instant) -> Core {
         handshakes_per_second: 100,
         per_source: 5,
         burst: 5,
+        mesh: MeshConfig::default(),
     };
     let keys = CoreKeys {
         gateway: IdentityKey::from_seed([1; 32]).did(),

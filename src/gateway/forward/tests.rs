@@ -28,6 +28,7 @@ pub(crate) fn new(n: u8) -> NewHop {
         key: TunnelKey::from_bytes([n; 32]),
         seq: 1,
         record: String::new(),
+        gateways: vec![],
         expires: UNIX + Duration::from_secs(1000),
         gateway: address(0, 1),
         up: u32::from(n),
@@ -38,7 +39,7 @@ pub(crate) fn new(n: u8) -> NewHop {
 }
 
 fn hops(now: Instant) -> Hops {
-    let mut hops = Hops::new(LEASE, 1000, [5; 16]);
+    let mut hops = Hops::new(IdentityKey::from_seed([1; 32]).did(), LEASE, 1000, [5; 16]);
     for n in [1, 2, 10] {
         assert!(hops.insert(new(n), now).is_none());
     }

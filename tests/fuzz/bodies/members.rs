@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::OnceLock;
 
 use agentnet::engine::membership::{Membership, Outgoing, Start, State};
-use agentnet::gateway::core::{CoreConfig, CoreKeys};
+use agentnet::gateway::core::{CoreConfig, CoreKeys, MeshConfig};
 use agentnet::id::{DomainPrefix, IdentityKey, NetworkId, Suffix, TunnelSecret, UnixTime};
 use agentnet::os::clock;
 use agentnet::statement::{Gateway, Head, Scope, Statement, issue};
@@ -51,6 +51,10 @@ pub(super) const fn gateway_config() -> CoreConfig {
         handshakes_per_second: 8,
         per_source: 4,
         burst: 6,
+        mesh: MeshConfig {
+            max_gateways: 4,
+            max_routes: 64,
+        },
     }
 }
 
