@@ -173,6 +173,23 @@ impl Show for GatewayStatus {
             ]);
         }
         parts.push(table.text("no agent is attached"));
+        if !self.peers.is_empty() {
+            let mut table = Table::new(["GATEWAY", "ENDPOINT", "STATE", "RTT", "ROUTES"]);
+            for peer in &self.peers {
+                let endpoint = peer.endpoint.map(|at| at.to_string());
+                let rtt = peer
+                    .rtt_us
+                    .map(|us| format!("{:.1} ms", us as f64 / 1000.0));
+                table.row([
+                    peer.gateway.to_string(),
+                    endpoint.unwrap_or_else(|| "-".to_owned()),
+                    peer.state.to_string(),
+                    rtt.unwrap_or_else(|| "-".to_owned()),
+                    peer.routes.to_string(),
+                ]);
+            }
+            parts.push(table.text("no other gateway is known"));
+        }
         if !self.drops.is_empty() {
             let drops = self.drops.iter().map(|(reason, n)| format!("{reason} {n}"));
             parts.push(format!("dropped: {}", drops.collect::<Vec<_>>().join(", ")));

@@ -31,6 +31,7 @@ pub struct GatewaySettings {
     pub udp: GatewayUdpSettings,
     pub wss: WssSettings,
     pub attach: AttachSettings,
+    pub mesh: MeshSettings,
     pub log: LogSettings,
 }
 
@@ -148,6 +149,25 @@ impl Default for AttachSettings {
     }
 }
 
+/// How much of a mesh with the domain's other gateways there may be.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct MeshSettings {
+    /// Other gateways; each costs 15 KB and two packets a second.
+    pub max_gateways: usize,
+    /// Ways to agents of others; each costs as much as an agent's record, some 3 KB.
+    pub max_routes: usize,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self {
+            max_gateways: 256,
+            max_routes: 100_000,
+        }
+    }
+}
+
 impl Settings for GatewaySettings {
     const ENV: &'static str = "AGENTNET_GATEWAY_";
     const KEYS: &'static [&'static str] = &[
@@ -169,6 +189,8 @@ impl Settings for GatewaySettings {
         "attach.handshakes_per_second",
         "attach.handshakes_per_source",
         "attach.burst_per_source",
+        "mesh.max_gateways",
+        "mesh.max_routes",
         "log.level",
         "log.format",
     ];
@@ -184,6 +206,7 @@ impl Settings for GatewaySettings {
             attach.max_agents as u64,
             attach.max_handshakes as u64,
         ];
+        let mesh = [self.mesh.max_gateways, self.mesh.max_routes];
         let faults = [
             (
                 listen.is_empty() || v4 > 1 || listen.len() - v4 > 1,
@@ -202,6 +225,7 @@ impl Settings for GatewaySettings {
                 "attach.lease is 30 to 3600 seconds (agents send a heartbeat every 25)",
             ),
             (least.contains(&0), "the limits of [attach] are at least 1"),
+            (mesh.contains(&0), "the limits of [mesh] are at least 1"),
         ];
         let fault = faults.into_iter().find(|(bad, _)| *bad);
         let fault = fault.map(|(_, text)| text).or_else(|| self.wss.fault());

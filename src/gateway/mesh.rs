@@ -164,7 +164,13 @@ impl Mesh {
         if let Some(id) = self.by_gateway.get(&named.gateway).copied() {
             let same_key = |peer: &&mut Peer| peer.named.key == named.key;
             if let Some(peer) = self.peers.get_mut(&id).filter(same_key) {
+                let endpoints = std::mem::take(&mut peer.named.endpoints);
                 peer.named = named;
+                // Whoever does not know where it is says nothing about that.
+                if peer.named.endpoints.is_empty() {
+                    peer.named.endpoints = endpoints;
+                }
+                self.note_due(now);
                 return None;
             }
             // Another key is another end of a session; what was by the old one is over.

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::gateway::batch::Run;
-use crate::gateway::core::{Core, CoreConfig, CoreKeys};
+use crate::gateway::core::{Core, CoreConfig, CoreKeys, Signers};
 use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
 use crate::gateway::status::GatewayStatus;
 use crate::gateway::wss::{Wss, WssConfig};
@@ -27,7 +27,7 @@ use crate::id::{NetworkId, UnixTime};
 use crate::os::files::StateFile;
 use crate::os::udp::{Received, UdpError, UdpPort, bind_at};
 use crate::os::{clock, random};
-use crate::statement::{Revocation, Statement};
+use crate::statement::{self, Revocation, Statement};
 use crate::wire::carrier::is_carrier;
 use crate::wire::drop::DropReason;
 use crate::wire::ecn::Ecn;
@@ -61,10 +61,14 @@ pub type GatewayKeys = CoreKeys;
 
 /// What the rest of the process tells a running gateway.
 pub enum GatewayCommand {
+    /// Meet another gateway of the domain at these endpoints.
+    AddGateway(Box<Statement<statement::Gateway>>, Vec<SocketAddr>),
     /// Serve one more network.
     AddNetwork(NetworkId),
     /// Take a revocation.
     Revoke(Box<Statement<Revocation>>),
+    /// Believe gateway statements of these signers, and show others our own.
+    SetDomain(Signers, Option<Box<Statement<statement::Gateway>>>),
     /// Serve exactly these networks.
     SetNetworks(Vec<NetworkId>),
     /// Tell the state at this moment.
@@ -74,8 +78,10 @@ pub enum GatewayCommand {
 impl Debug for GatewayCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::AddGateway(..) => "AddGateway",
             Self::AddNetwork(_) => "AddNetwork",
             Self::Revoke(_) => "Revoke",
+            Self::SetDomain(..) => "SetDomain",
             Self::SetNetworks(_) => "SetNetworks",
             Self::Status(_) => "Status",
         })
@@ -211,7 +217,7 @@ impl Gateway {
                 Event::Came(from, bytes, stride) => {
                     self.take_all((from, bytes, stride), now, unix);
                 }
-                Event::Command(Some(command)) => self.handle_command(command, unix),
+                Event::Command(Some(command)) => self.handle_command(command, now, unix),
                 Event::Command(None) => commanded = false,
                 Event::Readable(socket) => self.receive(socket, &mut buffer, now, unix),
                 Event::Shutdown => break,
@@ -221,6 +227,8 @@ impl Gateway {
             self.transmit();
             self.recovery.note(&self.core, now);
         }
+        self.core.close(clock::now());
+        self.transmit();
         self.recovery.close(&self.core).await;
     }
 
@@ -229,13 +237,22 @@ impl Gateway {
         core.into_iter().chain(self.recovery.due).min()
     }
 
-    fn handle_command(&mut self, command: GatewayCommand, unix: UnixTime) {
+    fn handle_command(&mut self, command: GatewayCommand, now: Instant, unix: UnixTime) {
         match command {
+            GatewayCommand::AddGateway(statement, endpoints) => {
+                let added = self.core.add_gateway(&statement, endpoints, now, unix);
+                if let Err(error) = added {
+                    tracing::warn!(%error, gateway = %statement.subject(), "Gateway not met");
+                }
+            }
             GatewayCommand::AddNetwork(network) => self.core.add_network(network),
             GatewayCommand::Revoke(statement) => {
                 if let Err(error) = self.core.add_revocation(&statement, unix) {
                     tracing::warn!(%error, "Revocation refused");
                 }
+            }
+            GatewayCommand::SetDomain(signers, own) => {
+                self.core.set_domain(signers, own.as_deref());
             }
             GatewayCommand::SetNetworks(networks) => self.core.set_networks(&networks),
             GatewayCommand::Status(reply) => {

@@ -1,6 +1,6 @@
 //! Pure: what a gateway shows its operator.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,4 +69,14 @@ pub struct AttachmentStatus {
     pub carrier: Carrier,
     /// Silent for more than a lease.
     pub stale: bool,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Down => "down",
+            Self::Greeting => "greeting",
+            Self::Up => "up",
+        })
+    }
 }

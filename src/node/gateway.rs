@@ -1,6 +1,7 @@
 //! The gateway daemon: its keys, its registry, the server between them and its status socket.
 
 mod follow;
+mod others;
 mod setup;
 mod status;
 
@@ -82,7 +83,7 @@ impl GatewayConfig {
     }
 
     fn core(&self) -> CoreConfig {
-        let attach = &self.settings.attach;
+        let (attach, mesh) = (&self.settings.attach, &self.settings.mesh);
         CoreConfig {
             lease: Duration::from_secs(attach.lease),
             mtu: self.settings.udp.mtu,
@@ -91,7 +92,10 @@ impl GatewayConfig {
             handshakes_per_second: attach.handshakes_per_second,
             per_source: attach.handshakes_per_source,
             burst: attach.burst_per_source,
-            mesh: MeshConfig::default(),
+            mesh: MeshConfig {
+                max_gateways: mesh.max_gateways,
+                max_routes: mesh.max_routes,
+            },
         }
     }
 }

@@ -60,7 +60,7 @@ pub struct Delta {
 }
 
 /// A place in the announcements of one gateway.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Mark {
     /// Whose: of which start of it.
     pub instance: u64,
@@ -191,6 +191,12 @@ impl Delta {
 }
 
 impl Hello {
+    /// Takes the statement out.
+    pub fn split(mut self) -> (String, Self) {
+        let statement = std::mem::take(&mut self.statement);
+        (statement, self)
+    }
+
     fn encode(&self, body: &mut Vec<u8>) {
         body.extend(self.instance.to_be_bytes());
         body.extend(self.hop.to_be_bytes());

@@ -187,7 +187,7 @@ impl Core {
             Guested::Attach { key, record } => self.attach(from, key, record, now, unix),
             Guested::Dropped(reason) => self.drops.count(reason),
             Guested::Gateway { key, statement } => {
-                self.introduce(from, key, &statement, (now, unix))
+                self.introduce(from, key, &statement, (now, unix));
             }
             Guested::Nothing => {}
             Guested::Send(bytes) => self.send(from, bytes),

@@ -256,13 +256,13 @@ impl Peer {
     ) -> Result<(), DropReason> {
         match message {
             Control::Mesh(Message::Hello(hello)) => {
-                if !hello.statement.is_empty() {
-                    let statement = hello.statement.clone();
-                    voice
-                        .effects
-                        .push_back(Effect::Statement(self.id, statement));
+                let (statement, hello) = hello.split();
+                if !statement.is_empty() {
+                    let shown = Effect::Statement(self.id, statement);
+                    voice.effects.push_back(shown);
                 }
-                self.greeted(hello, now, voice);
+                self.greeted(&hello, now, voice);
+                self.theirs = Some(hello);
             }
             Control::Mesh(Message::Delta(delta)) => self.announced(delta, now, voice),
             Control::Mesh(Message::Ack(mark)) => {
@@ -303,7 +303,7 @@ impl Peer {
     }
 
     /// Takes a greeting.
-    fn greeted(&mut self, hello: Hello, now: Instant, voice: &mut Voice<'_>) {
+    fn greeted(&mut self, hello: &Hello, now: Instant, voice: &mut Voice<'_>) {
         let known = self.theirs.as_ref();
         if known.is_some_and(|known| known.instance != hello.instance) {
             // It was restarted, and forgot everything.
@@ -317,7 +317,7 @@ impl Peer {
             self.ask_at = now;
         }
         self.is_heard = hello.heard == self.ours.hop;
-        self.outbound.greeted(&hello, now);
+        self.outbound.greeted(hello, now);
         if is_news || hello.asks {
             self.greet_at = Some(now);
         }
@@ -329,10 +329,6 @@ impl Peer {
             };
             voice.effects.push_back(Effect::Up(self.id, link));
         }
-        self.theirs = Some(Hello {
-            statement: String::new(),
-            ..hello
-        });
     }
 
     fn announced(&mut self, delta: Delta, now: Instant, voice: &mut Voice<'_>) {

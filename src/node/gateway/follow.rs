@@ -1,17 +1,23 @@
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use crate::gateway::core::Signers;
 use crate::gateway::server::GatewayCommand;
-use crate::id::NetworkId;
+use crate::id::{Did, DomainPrefix, NetworkId};
 use crate::node::gateway::GatewayError;
+use crate::node::gateway::others;
 use crate::node::gateway::setup::{Keys, Reach};
 use crate::os::clock;
 use crate::os::files::{FileError, StateFile};
 use crate::registry::client::{Caller, ClientError, RegistryClient, WatchEvent};
-use crate::statement::{Chain, Grant, Revocation, Revocations, Statement};
+use crate::statement::{Chain, Gateway, Grant, Revocation, Revocations, Statement};
 use crate::wire::api::registry::EventKind;
 
 /// Version of the file of networks.
@@ -19,6 +25,12 @@ const VERSION: u32 = 1;
 
 /// Most revocations kept over a restart; the registry brings the others again.
 const MAX_REVOCATIONS: usize = 4096;
+
+/// A statement that was renewed is kept once it lasts longer by so much.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Most other gateways kept over a restart.
+const MAX_GATEWAYS: usize = 256;
 
 /// How often the gateway's statement is refreshed, so that two refreshes may fail.
 const REFRESH: Duration = Duration::from_secs(200);
@@ -45,12 +57,35 @@ struct Served {
     networks: BTreeSet<NetworkId>,
     #[serde(default)]
     revocations: Vec<Statement<Revocation>>,
+    /// The registry's key; None before it was first reached.
+    #[serde(default)]
+    registry: Option<Did>,
+    /// The newest statement of every gateway of the domain, this one among them.
+    #[serde(default)]
+    gateways: BTreeMap<Did, Statement<Gateway>>,
 }
 
 /// [`Served`] and its file.
 pub(super) struct Known {
     file: StateFile,
     served: Served,
+}
+
+impl Served {
+    /// Keeps a gateway's statement if it is newer than the one that is known.
+    fn keep_gateway(&mut self, statement: &Statement<Gateway>) -> bool {
+        let gateway = statement.subject();
+        let known = self.gateways.get(&gateway);
+        let is_new = known.map_or(self.gateways.len() < MAX_GATEWAYS, |known| {
+            // A mere new date is of no use to anybody before long.
+            let is_later = known.expires() + DAY < statement.expires();
+            known.seq() < statement.seq() && (is_later || known.claims() != statement.claims())
+        });
+        if is_new {
+            self.gateways.insert(gateway, statement.clone());
+        }
+        is_new
+    }
 }
 
 impl Known {
@@ -74,6 +109,13 @@ impl Known {
                     known.push((**statement).clone());
                 }
                 is_new
+            }
+            GatewayCommand::AddGateway(statement, _) => self.served.keep_gateway(statement),
+            GatewayCommand::SetDomain(signers, own) => {
+                let is_new = self.served.registry != signers.registry;
+                self.served.registry = signers.registry;
+                let own = own.as_ref().map(|own| self.served.keep_gateway(own));
+                is_new || own == Some(true)
             }
             GatewayCommand::SetNetworks(_) | GatewayCommand::Status(_) => false,
         };
@@ -138,12 +180,39 @@ impl Follow {
                 return;
             }
         }
+        if self.known.served.registry.is_some() {
+            let own = self.known.served.gateways.get(&self.keys.identity.did());
+            let own = own.cloned().map(Box::new);
+            let domain = GatewayCommand::SetDomain(self.signers(), own);
+            // A server that is gone is noticed soon.
+            drop(self.commands.send(domain).await);
+            self.introduce(self.known.served.gateways.values().cloned().collect());
+        }
+    }
+
+    const fn signers(&self) -> Signers {
+        Signers {
+            domain: self.keys.domain,
+            registry: self.known.served.registry,
+        }
+    }
+
+    /// Has the server meet other gateways, once it is known where they are.
+    fn introduce(&self, mut gateways: Vec<Statement<Gateway>>) {
+        let own = self.keys.identity.did();
+        gateways.retain(|gateway| gateway.subject() != own);
+        let domain = DomainPrefix::of(&self.keys.domain);
+        let commands = self.commands.clone();
+        // It ends by itself: look-ups have their time, and the server may be gone.
+        drop(tokio::spawn(others::introduce(gateways, domain, commands)));
     }
 
     /// Follows one connection; Ok when the server is gone.
     async fn connection(&mut self, cursor: &mut Option<String>) -> Result<(), GatewayError> {
         let client = self.keys.connect().await?;
-        self.refresh(&client).await?;
+        if !self.refresh(&client).await? {
+            return Ok(());
+        }
         let caller = Caller::domain(&self.keys.identity, clock::unix());
         let mut events = client.watch(&caller, cursor.as_deref()).await?;
         info!("Registry connected");
@@ -154,34 +223,58 @@ impl Follow {
                 event = events.next() => {
                     let event = event?;
                     let id = event.id.clone();
-                    if !self.handle(&event).await {
+                    if !self.handle(&client, &event).await {
                         return Ok(());
                     }
                     if id.is_some() {
                         *cursor = id;
                     }
                 }
-                _ = refresh.tick() => self.refresh(&client).await?,
+                _ = refresh.tick() => {
+                    if !self.refresh(&client).await? {
+                        return Ok(());
+                    }
+                    // Host names may lead elsewhere by now.
+                    self.introduce(self.known.served.gateways.values().cloned().collect());
+                }
             }
         }
     }
 
-    async fn refresh(&self, client: &RegistryClient) -> Result<(), ClientError> {
+    /// Keeps the gateway listed, and shows other gateways what the registry says of it; false when the
+    /// server is gone.
+    async fn refresh(&mut self, client: &RegistryClient) -> Result<bool, ClientError> {
         let caller = Caller::domain(&self.keys.identity, clock::unix());
         let body = self.keys.body(self.reach.clone(), self.region.clone());
-        client.refresh_gateway(&caller, &body).await?;
-        Ok(())
+        let own = client.refresh_gateway(&caller, &body).await?;
+        let signers = Signers {
+            domain: self.keys.domain,
+            registry: Some(client.registry()),
+        };
+        let command = GatewayCommand::SetDomain(signers, Some(Box::new(own)));
+        self.known.keep(&command);
+        Ok(self.commands.send(command).await.is_ok())
     }
 
     /// Tells the server what changed; false when it is gone.
-    async fn handle(&mut self, event: &WatchEvent) -> bool {
+    async fn handle(&mut self, client: &RegistryClient, event: &WatchEvent) -> bool {
         let command = match event.kind {
             EventKind::Network => network_of(event).map(GatewayCommand::AddNetwork),
             EventKind::Revocation => Statement::<Revocation>::open(&event.statement)
                 .ok()
                 .map(|statement| GatewayCommand::Revoke(Box::new(statement))),
+            EventKind::Gateway => {
+                match client.open_gateway(&event.statement) {
+                    Ok(statement) => {
+                        let found = GatewayCommand::AddGateway(Box::new(statement.clone()), vec![]);
+                        self.known.keep(&found);
+                        self.introduce(vec![statement]);
+                    }
+                    Err(error) => debug!(%error, "Gateway statement refused"),
+                }
+                None
+            }
             EventKind::Consent
-            | EventKind::Gateway
             | EventKind::Live
             | EventKind::Record
             | EventKind::Request

@@ -12,7 +12,7 @@ use agentnet::{
         membership::{Outgoing, State},
         view::GatewayView,
     },
-    gateway::core::{Core, CoreConfig, CoreKeys},
+    gateway::core::{Core, CoreConfig, CoreKeys, MeshConfig},
     id::{Did, IdentityKey, OverlayIp, TunnelSecret, UnixTime},
     os::clock,
     statement::{Gateway, Head, Scope, Statement, issue},
@@ -135,6 +135,7 @@ impl World {
             handshakes_per_second: 200,
             per_source: 50,
             burst: 100,
+            mesh: MeshConfig::default(),
         };
         let keys = CoreKeys {
             gateway: gateway_key(n).did(),

@@ -34,6 +34,8 @@ pub(super) struct Gate {
     pub(super) core: Option<Core>,
     pub(super) at: SocketAddr,
     pub(super) tunnel: TunnelSecret,
+    /// What came while nobody was there.
+    pub(super) inbox: Vec<Vec<u8>>,
 }
 
 /// An agent and its one attachment.
@@ -102,6 +104,7 @@ impl World {
                 core: None,
                 at,
                 tunnel: tunnel(FIRST + n),
+                inbox: vec![],
             });
         }
         for gate in 0..usize::from(count) {
@@ -405,6 +408,8 @@ impl World {
         for gate in self.gates.iter_mut().filter(|gate| gate.at == to) {
             if let Some(core) = &mut gate.core {
                 core.handle_datagram(from, bytes.clone(), now, unix);
+            } else {
+                gate.inbox.push(bytes.clone());
             }
         }
         for agent in self.agents.iter_mut().filter(|agent| agent.at == to) {
@@ -446,6 +451,7 @@ pub(super) fn statement(
     let claims = Gateway {
         tunnel: tunnel.public(),
         udp: vec![at.to_string()],
+        wss: vec![],
         region: None,
         features: vec!["udp".to_owned()],
         ttl: 3600,
