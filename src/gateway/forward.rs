@@ -208,19 +208,25 @@ impl Hops {
             self.remove(up);
             return Outcome::Unknown(up);
         }
+        let was_stale = hop.stale;
         let (header, moved) = match hop.open(from, frame, now) {
             Ok(opened) => opened,
             Err(reason) => return Outcome::Dropped(reason),
         };
         self.changes += u64::from(moved);
         let (source, network) = (hop.new.agent, hop.new.network);
+        if was_stale {
+            self.rank(source);
+        }
         match header.kind {
             Kind::Data => self.forward(&header, (Sender::Agent, network), frame),
-            Kind::Heartbeat => hop
-                .signal(Kind::Heartbeat)
-                .map_or(Outcome::Dropped(DropReason::FrameQuota), |(to, frame)| {
+            Kind::Heartbeat => {
+                let hop = self.hops.get_mut(&up);
+                let answer = hop.and_then(|hop| hop.signal(Kind::Heartbeat));
+                answer.map_or(Outcome::Dropped(DropReason::FrameQuota), |(to, frame)| {
                     Outcome::Answer(to, frame)
-                }),
+                })
+            }
             Kind::SessionEnd => {
                 tracing::debug!(agent = %source, "Agent gave its attachment up");
                 self.remove(up);
@@ -247,6 +253,8 @@ impl Hops {
             let leases = if hop.stale { 2 } else { 1 };
             let next = hop.last_heard + self.lease * leases;
             self.due.insert((next.max(now), up));
+            let agent = hop.new.agent;
+            self.rank(agent);
         }
     }
 

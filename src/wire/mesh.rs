@@ -241,6 +241,11 @@ mod tests {
     use crate::wire::part::Reassembler;
     use proptest::prelude::*;
 
+    #[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
+    fn start() -> std::time::Instant {
+        std::time::Instant::now()
+    }
+
     fn mark() -> Mark {
         Mark {
             instance: 1 << 60 | 5,
@@ -321,7 +326,7 @@ mod tests {
     #[test]
     fn the_longest_statements_come_whole() {
         let long = "s".repeat(MAX_STATEMENT);
-        let now = crate::wire::part::tests::start();
+        let now = start();
         for message in [
             Message::Hello(hello(&long)),
             Message::Delta(delta(vec![Entry::Agent(long.clone())])),

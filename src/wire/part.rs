@@ -58,7 +58,7 @@ impl Reassembler {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ pub(super) mod tests {
     }
 
     #[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
-    pub(in crate::wire) fn start() -> Instant {
+    fn start() -> Instant {
         Instant::now()
     }
 

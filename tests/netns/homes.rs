@@ -19,14 +19,19 @@ use crate::{
 const FAILOVER: Duration = Duration::from_secs(2);
 
 /// Port of the second gateway, and its directory.
-const SECOND_PORT: u16 = 16202;
-const SECOND_DIR: &str = "/var/lib/gateway2";
+pub(crate) const SECOND_PORT: u16 = 16202;
+pub(crate) const SECOND_DIR: &str = "/var/lib/gateway2";
 
 /// Makes a second gateway on the public host and starts it.
 pub(crate) fn second_gateway(public: &Host) -> Proc {
     public.ok(&format!(
         "agentnet gateway init --dir {SECOND_DIR} --listen {PUB}:{SECOND_PORT} {OPERATOR}"
     ));
+    serve_second(public)
+}
+
+/// Starts the second gateway, which was made before.
+pub(crate) fn serve_second(public: &Host) -> Proc {
     let gateway = public.start(&format!(
         "exec agentnet gateway serve --config {SECOND_DIR}/gateway.toml"
     ));

@@ -17,6 +17,7 @@ mod idle;
 mod joining;
 mod lab;
 mod lessons;
+mod mesh;
 mod mishaps;
 mod motion;
 mod moved;

@@ -399,6 +399,24 @@ fn tables_are_bounded() {
     assert_eq!(world.drops(0)["frame_quota"], 3);
 }
 
+/// an agent that fell silent here and is heard at another gateway is reached there.
+#[test]
+fn an_agent_that_is_cut_off_from_one_gateway_is_reached_by_another() {
+    let mut world = World::new(20, 2);
+    let a = world.add(10, 0);
+    // One agent's two attachments, by one record; the first falls silent.
+    let cut_off = world.add_listing(11, 0, &[0, 1]);
+    let heard = world.add_listing(11, 1, &[0, 1]);
+    world.run(secs(2));
+    assert!(world.talk(a, cut_off));
+
+    world.agents.swap_remove(cut_off);
+    let heard = heard.min(cut_off);
+    world.run(LEASE + secs(1));
+
+    assert!(world.talk(a, heard) && world.talk(heard, a));
+}
+
 /// A silent agent is withdrawn everywhere once its gateway gives it up (A-076, F-053, F-054).
 #[test]
 fn a_silent_agent_is_withdrawn_everywhere() {

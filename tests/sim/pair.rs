@@ -12,7 +12,7 @@ use agentnet::{
         membership::{Membership, Outgoing, Start, State},
         trust::TrustError,
     },
-    gateway::core::{Core, CoreConfig, CoreKeys, MeshConfig},
+    gateway::core::{Core, CoreConfig, CoreKeys},
     id::{
         DomainPrefix, IdentityKey, MemberName, NetworkId, NetworkPrefix, OverlayIp, Suffix,
         TunnelSecret, UnixTime,
@@ -499,7 +499,7 @@ pub(crate) fn new_gateway(seed: [u8; 32]) -> Core {
         handshakes_per_second: 200,
         per_source: 50,
         burst: 100,
-        mesh: MeshConfig::default(),
+        mesh: agentnet::gateway::core::MeshConfig::default(),
     };
     let keys = CoreKeys {
         gateway: key(GATEWAY).did(),
@@ -507,7 +507,7 @@ pub(crate) fn new_gateway(seed: [u8; 32]) -> Core {
         reset: [GATEWAY; 32],
     };
     let mut core = Core::new(config, keys, seed);
-    core.set_networks(&[network()]);
+    core.add_network(network());
     core
 }
 
@@ -593,8 +593,8 @@ pub(crate) fn udp_between(
     (target, to): (OverlayIp, u16),
     payload: &[u8],
 ) -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ipv6(source.ip().octets(), target.ip().octets(), 64)
-        .udp(from, to);
+    let ends = [source, target].map(|end| end.ip().octets());
+    let builder = etherparse::PacketBuilder::ipv6(ends[0], ends[1], 64).udp(from, to);
     let mut packet = Vec::new();
     builder.write(&mut packet, payload).unwrap();
     packet

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::gateway::forward::Hops;
 use crate::gateway::mft::{PeerId, Route, agent};
-use crate::gateway::routes::{By, Claim, Routes, Unbelieved};
+use crate::gateway::routes::{By, Claim, LEFT, Routes, Unbelieved};
 use crate::id::{OverlayIp, UnixTime};
 
 impl Hops {
@@ -88,10 +88,15 @@ impl Hops {
     }
 
     /// Puts the way to an agent that is attached here in its place among the others.
-    fn rank(&mut self, of: OverlayIp) {
+    pub(super) fn rank(&mut self, of: OverlayIp) {
         let here = self.mft.local(of.ip()).and_then(|up| self.hops.get(&up));
         if let Some(hop) = here {
-            let rank = self.routes.rank_here(of, hop.new.seq, self.own);
+            // One that fell silent may still be heard elsewhere.
+            let rank = if hop.stale {
+                LEFT
+            } else {
+                self.routes.rank_here(of, hop.new.seq, self.own)
+            };
             self.mft
                 .insert(agent(of.ip()), rank, Route::Local(hop.new.up));
         }
