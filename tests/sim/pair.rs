@@ -1,10 +1,8 @@
 //! Whole engines behind one gateway, with a registry that forwards at once, in simulated time.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
-    time::Duration,
-};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use agentnet::{
     engine::{
@@ -594,8 +592,8 @@ pub(crate) fn udp_between(
     payload: &[u8],
 ) -> Vec<u8> {
     let ends = [source, target].map(|end| end.ip().octets());
+    let mut packet = vec![];
     let builder = etherparse::PacketBuilder::ipv6(ends[0], ends[1], 64).udp(from, to);
-    let mut packet = Vec::new();
     builder.write(&mut packet, payload).unwrap();
     packet
 }

@@ -133,7 +133,7 @@ impl Evil {
             }
             let packet = match self.session.open(&bytes, clock::now()) {
                 Opened::Confirmed { reply, packet } => {
-                    for reply in reply {
+                    if let Some(reply) = reply {
                         self.put(world, reply);
                     }
                     packet

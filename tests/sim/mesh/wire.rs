@@ -315,7 +315,7 @@ impl World {
     pub(super) fn standing(&self, gate: usize, other: usize) -> Option<PeerStatus> {
         let other = self.did(other);
         let peers = self.peers(gate).into_iter();
-        peers.filter(|peer| peer.gateway == other).last()
+        peers.rev().find(|peer| peer.gateway == other)
     }
 
     /// Tells whether all gateways that run and reach each other are there for each other.
@@ -356,7 +356,7 @@ impl World {
                 break;
             }
             let (from, to, bytes) = entry.remove();
-            self.arrive(from, to, bytes);
+            self.arrive(from, to, &bytes);
         }
         for agent in &mut self.agents {
             agent.attachment.handle_timeout(now);
@@ -403,17 +403,17 @@ impl World {
         self.flying.insert((at, self.sent), (from, to, bytes));
     }
 
-    fn arrive(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+    fn arrive(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let (now, unix) = (clock::now(), clock::unix());
         for gate in self.gates.iter_mut().filter(|gate| gate.at == to) {
             if let Some(core) = &mut gate.core {
-                core.handle_datagram(from, bytes.clone(), now, unix);
+                core.handle_datagram(from, bytes.to_vec(), now, unix);
             } else {
-                gate.inbox.push(bytes.clone());
+                gate.inbox.push(bytes.to_vec());
             }
         }
         for agent in self.agents.iter_mut().filter(|agent| agent.at == to) {
-            if let Inbound::Received(got) = agent.attachment.handle_datagram(from, &bytes, now) {
+            if let Inbound::Received(got) = agent.attachment.handle_datagram(from, bytes, now) {
                 let payload = bytes[got.payload].to_vec();
                 agent.received.push((got.source, payload));
             }
