@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::{
     lab::{B, Lab, address, start_node_by, status, wait_attached},
     process::Proc,
@@ -88,6 +90,11 @@ fn wait_carried(lab: &Lab, by: &str, patience: Duration) {
     });
 }
 
+fn gateway_status(lab: &Lab) -> Value {
+    let line = "agentnet gateway status --json --config /var/lib/gateway/gateway.toml";
+    serde_json::from_str(&lab.site.public.ok(line)).unwrap()
+}
+
 /// Fetches a file of so many bytes whole.
 fn fetch(lab: &Lab, size: u64) -> Duration {
     let (a, b) = (&lab.site.a, &lab.site.b);
@@ -121,6 +128,16 @@ fn with_every_udp_packet_dropped_agents_talk_by_443_only() {
         let _server = lab.serve_page();
         lab.page_within(Duration::from_secs(20), "the page");
 
+        // All agents of a node come by one connection.
+        lab.site
+            .a
+            .ok("agentnet join --token-file /mnt/all.token --name c");
+        wait_for("the third agent is attached", || {
+            let status = gateway_status(lab);
+            status["attached"] == 3 && status["connections"] == 2
+        });
+        lab.site.a.ok("agentnet leave --agent c.acme.agent");
+
         // The registry, at port 8443, is out of reach as well from here on.
         forbid(lab, "meta l4proto tcp ct original proto-dst != 443");
         restart(lab, RELAY);
@@ -135,15 +152,8 @@ fn with_every_udp_packet_dropped_agents_talk_by_443_only() {
         let shown = a.ok("agentnet status");
         assert!(shown.contains("wss://198.51.100.1:443/a2g"), "{shown}");
         assert!(!shown.contains("sees us at"), "{shown}");
-        let gateway = lab
-            .site
-            .public
-            .ok("agentnet gateway status --json --config /var/lib/gateway/gateway.toml");
-        assert_eq!(
-            gateway.matches("\"carrier\":\"wss\"").count(),
-            2,
-            "{gateway}"
-        );
+        let listed = gateway_status(lab)["attachments"].to_string();
+        assert_eq!(listed.matches("\"carrier\":\"wss\"").count(), 2, "{listed}");
     });
 }
 
@@ -292,6 +302,46 @@ fn a_gateway_that_restarts_has_its_connections_back() {
         assert!(since.elapsed() < RESTART);
     });
 }
+
+/// A datagram that says to be from where connections have their endpoints comes from nobody.
+#[test]
+fn no_datagram_passes_for_a_connection() {
+    in_lab_with_wss(|lab| {
+        let public = &lab.site.public;
+        lab.gateway.take().unwrap().stop();
+        lab.gateway = Some(public.start(
+            "exec env AGENTNET_GATEWAY_UDP_LISTEN='0.0.0.0:16201,[::]:16201' \
+             agentnet gateway serve --config /var/lib/gateway/gateway.toml",
+        ));
+        let other = &lab.site.ra;
+        for prefix in ["2001:db8::", "100::"] {
+            public.ok(&format!("ip addr add {prefix}1/64 dev br0 nodad"));
+            other.ok(&format!("ip addr add {prefix}5/64 dev wan nodad"));
+        }
+        let asked = |prefix: &str| {
+            other
+                .run(&format!("python3 -c '{ASK}' {prefix}5 {prefix}1"))
+                .code
+        };
+
+        wait_for("STUN is answered", || asked("2001:db8::") == 0);
+        let before = gateway_status(lab)["drops"]["datagram_unknown"].as_u64();
+        assert_ne!(asked("100::"), 0);
+
+        let after = gateway_status(lab)["drops"]["datagram_unknown"].as_u64();
+        assert_eq!(after.unwrap(), before.unwrap_or(0) + 1);
+    });
+}
+
+/// A Binding request (RFC 8489), from one address to another, that fails without an answer.
+const ASK: &str = "
+import socket, sys
+asker = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+asker.settimeout(1)
+asker.bind((sys.argv[1], 0))
+asker.sendto(bytes.fromhex(\"000100002112a442\" + \"07\" * 12), (sys.argv[2], 16201))
+asker.recvfrom(100)
+";
 
 /// What the carrier costs: the same transfer by the gateway over UDP and over WebSocket.
 #[test]

@@ -167,13 +167,14 @@ impl Connection {
         let _full = self.shared.lost.try_send(self.at);
     }
 
-    /// Pauses, longer each time, and drops what was to go meanwhile.
+    /// Pauses, longer each time; what was to go meanwhile is refused, and counted by who offers it.
     async fn rest(&mut self, pause: &mut Duration) {
+        self.waiting.refuse(true);
         // So that many nodes do not come at once: between half and all of it.
         let [random, ..] = random::seed();
         sleep(*pause / 2 + *pause / 2 * u32::from(random) / 256).await;
         *pause = (*pause * 2).min(MAX_PAUSE);
-        while self.waiting.next_now().is_some() {}
+        self.waiting.refuse(false);
     }
 }
 

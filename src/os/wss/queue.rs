@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use tokio::sync::mpsc;
@@ -26,11 +26,15 @@ pub struct Queue {
     batches: mpsc::Sender<Batch>,
     bytes: Arc<AtomicUsize>,
     total: Total,
+    is_refused: Arc<AtomicBool>,
 }
 
 /// The end of a queue at the connection.
 #[derive(Debug)]
-pub struct Waiting(mpsc::Receiver<Batch>);
+pub struct Waiting {
+    batches: mpsc::Receiver<Batch>,
+    is_refused: Arc<AtomicBool>,
+}
 
 /// Datagrams that lie end to end, each but the last `stride` bytes long.
 #[derive(Debug)]
@@ -62,14 +66,22 @@ pub fn queue(total: &Total) -> (Queue, Waiting) {
         batches,
         bytes: Arc::default(),
         total: total.clone(),
+        is_refused: Arc::default(),
     };
-    (queue, Waiting(waiting))
+    let waiting = Waiting {
+        batches: waiting,
+        is_refused: Arc::clone(&queue.is_refused),
+    };
+    (queue, waiting)
 }
 
 impl Queue {
     /// Has datagrams wait that lie end to end, each but the last `stride` bytes long; false when too
     /// much does already, or the connection is gone.
     pub fn offer(&self, bytes: &[u8], stride: usize) -> bool {
+        if self.is_refused.load(Ordering::Relaxed) {
+            return false;
+        }
         let size = bytes.len();
         let counted = Counted {
             size,
@@ -97,12 +109,18 @@ impl Waiting {
     ///
     /// Loses nothing.
     pub async fn next(&mut self) -> Option<Batch> {
-        self.0.recv().await
+        self.batches.recv().await
+    }
+
+    /// Refuses what is offered from now on, and drops what waits; or takes it again.
+    pub fn refuse(&mut self, is_refused: bool) {
+        self.is_refused.store(is_refused, Ordering::Relaxed);
+        while is_refused && self.next_now().is_some() {}
     }
 
     /// Returns datagrams that wait already.
     pub fn next_now(&mut self) -> Option<Batch> {
-        self.0.try_recv().ok()
+        self.batches.try_recv().ok()
     }
 }
 
@@ -126,6 +144,19 @@ mod tests {
         assert_eq!(total.0.load(Ordering::Relaxed), 0);
         drop(waiting);
         assert!(!queue.offer(&batch, 1000));
+    }
+
+    #[test]
+    fn what_is_refused_does_not_wait() {
+        let (queue, mut waiting) = queue(&Total::default());
+        assert!(queue.offer(&[7], 1));
+
+        waiting.refuse(true);
+        let meanwhile = queue.offer(&[7], 1);
+        waiting.refuse(false);
+
+        assert!(!meanwhile && waiting.next_now().is_none());
+        assert!(queue.offer(&[7], 1) && waiting.next_now().is_some());
     }
 
     #[test]
