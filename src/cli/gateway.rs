@@ -52,7 +52,7 @@ struct InitArgs {
     #[arg(long, value_name = "TEXT")]
     region: Option<String>,
 
-    /// Take frames by WebSocket over TLS too, for agents in networks that block UDP, as [::]:443
+    /// Take frames by WebSocket over TLS too, for agents in networks that block UDP, as 0.0.0.0:443
     #[arg(long, value_name = "ADDR")]
     wss: Option<SocketAddr>,
 
