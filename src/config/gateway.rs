@@ -32,6 +32,7 @@ pub struct GatewaySettings {
     pub wss: WssSettings,
     pub attach: AttachSettings,
     pub mesh: MeshSettings,
+    pub discover: DiscoverSettings,
     pub log: LogSettings,
 }
 
@@ -65,6 +66,14 @@ impl Default for GatewayUdpSettings {
             offload: true,
         }
     }
+}
+
+/// How agents find the gateway that know none.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct DiscoverSettings {
+    /// Whether agents that ask on a link of this host are answered.
+    pub multicast: bool,
 }
 
 /// WebSocket over TLS, for agents in networks that let nothing else through.
@@ -191,6 +200,7 @@ impl Settings for GatewaySettings {
         "attach.burst_per_source",
         "mesh.max_gateways",
         "mesh.max_routes",
+        "discover.multicast",
         "log.level",
         "log.format",
     ];

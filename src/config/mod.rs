@@ -18,8 +18,8 @@ use toml::{Table, Value, de::DeTable};
 pub use gateway::{AttachSettings, GatewaySettings, GatewayUdpSettings};
 pub use node::{
     ChannelSettings, DataplaneSettings, DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings,
-    MAX_WORKERS, NodeConfig, NodeSettings, NodeWssSettings, PathMode, PathSettings, SuiteChoice,
-    UdpSettings, WssMode,
+    MAX_WORKERS, NodeConfig, NodeSettings, NodeWssSettings, PathMode, PathSettings, SearchSettings,
+    SuiteChoice, UdpSettings, WssMode,
 };
 pub use registry::{LeaseSettings, LimitSettings, REGISTRY_PORT, RegistryConfig, RegistrySettings};
 

@@ -13,6 +13,9 @@ const UDP_PORT: u16 = 16200;
 /// Most workers of the data plane: as many as there are lanes of pairs (protocol.md section 7).
 pub const MAX_WORKERS: u8 = Pair::LANES / 2;
 
+/// Gateways of the settings that are asked; each costs a packet.
+const MAX_DISCOVER: usize = 8;
+
 /// What `agentnet.toml` may say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,9 +29,31 @@ pub struct NodeSettings {
     pub dns: DnsSettings,
     pub path: PathSettings,
     pub wss: NodeWssSettings,
+    pub gateway: SearchSettings,
     pub channel: ChannelSettings,
     pub dataplane: DataplaneSettings,
     pub log: LogSettings,
+}
+
+/// Where an agent looks for a gateway while it is attached to none, beside the registry's list.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchSettings {
+    /// `host:port` of gateways, or of an anycast address of several.
+    pub discover: Vec<String>,
+    /// Whether gateways on the links of this host are asked.
+    pub multicast: bool,
+    /// The domain whose `_a2g._udp` SRV records name gateways; None asks no nameserver.
+    pub dns: Option<String>,
+    /// A file of hints, as a DHCP client's hook writes it; None reads none.
+    pub hints: Option<PathBuf>,
+}
+
+impl SearchSettings {
+    /// Tells whether there is nowhere to look.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The socket towards the underlay.
@@ -245,6 +270,10 @@ impl Settings for NodeSettings {
         "wss.mode",
         "wss.proxy",
         "wss.proxy_file",
+        "gateway.discover",
+        "gateway.multicast",
+        "gateway.dns",
+        "gateway.hints",
         "channel.suite",
         "dataplane.workers",
         "dataplane.realtime",
@@ -260,6 +289,9 @@ impl Settings for NodeSettings {
         if self.wss.proxy.contains('@') {
             let text = "wss.proxy holds no password: name a file with the URL in wss.proxy_file";
             return Err(text.to_owned());
+        }
+        if self.gateway.discover.len() > MAX_DISCOVER {
+            return Err("gateway.discover has at most 8 of host:port".to_owned());
         }
         Ok(())
     }
@@ -278,6 +310,7 @@ pub struct NodeConfig {
     pub dns: DnsMode,
     pub path: PathSettings,
     pub wss: NodeWssSettings,
+    pub search: SearchSettings,
     pub suite: SuiteChoice,
     pub dataplane: DataplaneSettings,
     pub log: LogSettings,
@@ -295,6 +328,7 @@ impl NodeConfig {
             dns: settings.dns.mode,
             path: settings.path,
             wss: settings.wss,
+            search: settings.gateway,
             suite: settings.channel.suite,
             dataplane: settings.dataplane,
             log: settings.log,

@@ -18,6 +18,7 @@ use rand_chacha::rand_core::SeedableRng;
 use crate::engine::limits::{Limits, Source};
 use crate::gateway::attach::{GuestLimits, Guests};
 use crate::gateway::batch::{Run, Runs};
+use crate::gateway::discover::Discovery;
 use crate::gateway::forward::{Hop, Hops, NewHop, Outcome};
 use crate::gateway::mesh::Mesh;
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
@@ -90,6 +91,7 @@ pub struct Core {
     signers: Option<Signers>,
     reset_limits: Limits,
     stun_limits: Limits,
+    discovery: Discovery,
     rng: ChaCha20Rng,
     transmit: VecDeque<(SocketAddr, Vec<u8>)>,
     /// What of the batch taken last goes on.
@@ -126,6 +128,7 @@ impl Core {
             signers: None,
             reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
             stun_limits: Limits::new(STUN_PER_SECOND, STUN_PER_SECOND, MAX_SOURCES),
+            discovery: Discovery::new(),
             rng,
             transmit: VecDeque::new(),
             runs: Runs::default(),
@@ -262,11 +265,20 @@ impl Core {
             Some(Datagram::Frame) => return self.handle_frame(from, bytes, now, unix),
             Some(Datagram::WireGuard(kind)) => self.handle_wireguard(from, kind, bytes, now, unix),
             Some(Datagram::Stun) => self.handle_stun(from, bytes, now),
-            Some(Datagram::Channel | Datagram::Discover) | None => {
-                self.drops.count(DropReason::DatagramUnknown);
+            Some(Datagram::Discover) => {
+                if let Some(offer) = self.discover(from, bytes, now) {
+                    self.send(from, offer);
+                }
             }
+            Some(Datagram::Channel) | None => self.drops.count(DropReason::DatagramUnknown),
         }
         None
+    }
+
+    /// Returns the answer to a GW-DISCOVER, which came here or to the link's group.
+    pub fn discover(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
+        let answer = self.discovery.answer(from, bytes, now);
+        answer.map_err(|reason| self.drops.count(reason)).ok()
     }
 
     /// Does what is due.

@@ -3,6 +3,7 @@
 mod attach;
 pub mod batch;
 pub mod core;
+mod discover;
 mod forward;
 mod links;
 pub mod measure;

@@ -65,6 +65,8 @@ pub enum GatewayCommand {
     AddGateway(Box<Statement<statement::Gateway>>, Vec<SocketAddr>),
     /// Serve one more network.
     AddNetwork(NetworkId),
+    /// Answer a GW-DISCOVER that came to the link's group.
+    Discover(SocketAddr, Vec<u8>, oneshot::Sender<Vec<u8>>),
     /// Take a revocation.
     Revoke(Box<Statement<Revocation>>),
     /// Believe gateway statements of these signers, and show others our own.
@@ -80,6 +82,7 @@ impl Debug for GatewayCommand {
         f.write_str(match self {
             Self::AddGateway(..) => "AddGateway",
             Self::AddNetwork(_) => "AddNetwork",
+            Self::Discover(..) => "Discover",
             Self::Revoke(_) => "Revoke",
             Self::SetDomain(..) => "SetDomain",
             Self::SetNetworks(_) => "SetNetworks",
@@ -246,6 +249,12 @@ impl Gateway {
                 }
             }
             GatewayCommand::AddNetwork(network) => self.core.add_network(network),
+            GatewayCommand::Discover(from, bytes, answer) => {
+                if let Some(offer) = self.core.discover(from, &bytes, clock::now()) {
+                    // Nobody waits any more once the listener ended.
+                    drop(answer.send(offer));
+                }
+            }
             GatewayCommand::Revoke(statement) => {
                 if let Err(error) = self.core.add_revocation(&statement, unix) {
                     tracing::warn!(%error, "Revocation refused");

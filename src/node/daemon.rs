@@ -122,7 +122,7 @@ pub async fn run(
     let device_lost = core.device_lost();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
-    let lookups = tokio::spawn(gateways::run(handle.clone(), wanted));
+    let lookups = tokio::spawn(gateways::run(handle.clone(), wanted, config.search));
     let lost = tokio::spawn(carriers::follow(handle.clone(), lost));
     let network = tokio::spawn(network::follow(handle.clone(), port));
     let suspend = tokio::spawn(suspend::follow(handle.clone()));

@@ -1,6 +1,7 @@
 //! The gateway daemon: its keys, its registry, the server between them and its status socket.
 
 mod follow;
+mod multicast;
 mod others;
 mod setup;
 mod status;
@@ -133,12 +134,17 @@ pub async fn serve(
         &gateway.addresses(),
         gateway.wss_address(),
     );
+    let multicast = config.settings.discover.multicast;
+    let multicast = multicast.then(|| tokio::spawn(multicast::listen(commands.clone())));
     let region = config.settings.udp.region.clone();
     let follow = follow::Follow::new(keys, reach, region, commands, known);
     let follow = tokio::spawn(follow.run());
     ready(gateway.addresses());
     gateway.run(received, shutdown).await;
     follow.abort();
+    if let Some(multicast) = multicast {
+        multicast.abort();
+    }
     drop(stopping);
     // It ends by itself soon; what it still had to say is of no use to anybody.
     drop(status.await);

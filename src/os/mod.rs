@@ -7,6 +7,7 @@ pub mod files;
 pub mod host;
 pub mod link;
 pub mod lock;
+pub mod multicast;
 pub mod paths;
 pub mod random;
 pub mod realtime;

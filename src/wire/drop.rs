@@ -49,6 +49,11 @@ drop_reasons! {
     DatagramMalformed => "datagram_malformed",
     /// A datagram whose first bytes are of no known kind.
     DatagramUnknown => "datagram_unknown",
+    /// A GW-DISCOVER beyond the number that one source's are answered.
+    DiscoverLimited => "discover_limited",
+    /// A GW-DISCOVER that came before the registry gave the gateway a statement, or to one whose statement
+    /// is longer than an answer may be.
+    DiscoverUnready => "discover_unready",
     /// A packet marked congested on its way whose transport would not know what that means.
     EcnNotCapable => "ecn_not_capable",
     /// The engine's queue was full.

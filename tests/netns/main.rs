@@ -7,6 +7,7 @@ mod capture;
 mod channel;
 mod consent;
 mod dataplane;
+mod discover;
 mod endure;
 #[path = "../registry/evil.rs"]
 mod evil;

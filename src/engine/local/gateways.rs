@@ -96,6 +96,10 @@ impl Local {
         }
         if self.had_relay && !had_relay {
             self.attached(time, out);
+        } else if had_relay && !self.had_relay {
+            // Their names may mean other addresses now.
+            let local = self.address;
+            out.event(Event::Gateway { local });
         }
     }
 

@@ -66,6 +66,7 @@ impl Core {
         self.signers = Some(signers);
         if let Some(own) = own.filter(|own| own.subject() == self.gateway) {
             self.mesh.set_statement(own.text().to_owned());
+            self.discovery.set_statement(own.text().to_owned());
         }
     }
 

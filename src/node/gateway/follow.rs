@@ -117,7 +117,9 @@ impl Known {
                 let own = own.as_ref().map(|own| self.served.keep_gateway(own));
                 is_new || own == Some(true)
             }
-            GatewayCommand::SetNetworks(_) | GatewayCommand::Status(_) => false,
+            GatewayCommand::Discover(..)
+            | GatewayCommand::SetNetworks(_)
+            | GatewayCommand::Status(_) => false,
         };
         if is_new && let Err(error) = self.file.save(&self.served) {
             warn!(%error, "Cannot keep what the registry told");

@@ -34,6 +34,14 @@ pub enum Reverted {
     Restored,
 }
 
+/// Returns the nameservers that programs of the host ask, our own among them where they do.
+pub fn nameservers() -> Vec<SocketAddr> {
+    // Without the file the C library asks this host's own (resolv.conf(5)), and nobody may be there.
+    let text = original::read_bounded(Path::new(RESOLV_CONF)).unwrap_or_default();
+    let servers = Settings::parse(&text).nameservers;
+    servers.iter().filter_map(resolv_conf::socket).collect()
+}
+
 /// The owner of the host's DNS settings that was configured.
 #[derive(Clone, Debug)]
 pub enum Owner {

@@ -251,7 +251,7 @@ impl Backup {
 }
 
 /// Returns where a nameserver listens; None when its interface is not there.
-fn socket(server: &Nameserver) -> Option<SocketAddr> {
+pub(super) fn socket(server: &Nameserver) -> Option<SocketAddr> {
     let (IpAddr::V6(ip), Some(scope)) = (server.address, &server.scope) else {
         return Some(SocketAddr::new(server.address, PORT));
     };

@@ -13,10 +13,12 @@ use agentnet::wire::a2g::{self, Direction, Header, HopKeys, Kind, Reset};
 use agentnet::wire::channel;
 use agentnet::wire::control::{Control, Part, is_control, is_reserved};
 use agentnet::wire::datagram::Datagram;
+use agentnet::wire::discover::{Discover, Offer};
 use agentnet::wire::dns::{Answer, Query, ResponseCode, Transport, Unfit, is_failure, with_id};
 use agentnet::wire::icmp6::{Unreachable, packet_too_big, unreachable};
 use agentnet::wire::ip::{self, Ipv6View};
 use agentnet::wire::part::Reassembler;
+use agentnet::wire::srv;
 use agentnet::wire::stun::{self, Message};
 
 use super::input::Input;
@@ -136,6 +138,14 @@ pub(super) fn frame(data: &[u8]) {
     }
     if channel::parse(data).is_some() {
         assert_eq!(kind, Some(Datagram::Channel));
+    }
+    if let Some(asked) = bounded(data, 0, 0, || Discover::parse(data)) {
+        assert_eq!(asked.encode()[..36], data[..36]);
+        assert_eq!(kind, Some(Datagram::Discover));
+    }
+    if let Some(offer) = bounded(data, 1, 0, || Offer::parse(data)) {
+        assert_eq!(offer.encode().as_deref(), Some(data));
+        assert_eq!(kind, Some(Datagram::Discover));
     }
     let keys = HopKeys::derive(&secret(data), Direction::Up);
     let opened = bounded(data, 0, 0, || Header::open(&keys, data));
@@ -257,6 +267,11 @@ pub(super) fn dns(data: &[u8]) {
     let asked = input.long_chunk();
     let reply = input.rest();
     let _ = is_failure(reply);
+    if let Some(question) = srv::Question::of("acme.example") {
+        let id = reply.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+        let hosts = bounded(reply, 64, 8192, || question.hosts(id, reply));
+        assert!(hosts.is_none_or(|hosts| hosts.len() <= srv::MAX_HOSTS));
+    }
     // A compressed name has 127 labels for 2 bytes of input; hickory keeps them apart.
     let query = match bounded(asked, 64, 8192, || Query::read(asked, over)) {
         Ok(query) => query,
