@@ -33,6 +33,7 @@ pub struct GatewaySettings {
     pub attach: AttachSettings,
     pub mesh: MeshSettings,
     pub discover: DiscoverSettings,
+    pub quota: QuotaSettings,
     pub log: LogSettings,
 }
 
@@ -158,6 +159,16 @@ impl Default for AttachSettings {
     }
 }
 
+/// How much each agent may send through the gateway; 0 is without a limit.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct QuotaSettings {
+    /// Frames a second, and at once.
+    pub packets: u64,
+    /// Bytes of frames a second, and at once.
+    pub bytes: u64,
+}
+
 /// How much of a mesh with the domain's other gateways there may be.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
@@ -201,6 +212,8 @@ impl Settings for GatewaySettings {
         "mesh.max_gateways",
         "mesh.max_routes",
         "discover.multicast",
+        "quota.packets",
+        "quota.bytes",
         "log.level",
         "log.format",
     ];

@@ -21,6 +21,7 @@ use crate::gateway::batch::{Run, Runs};
 use crate::gateway::discover::Discovery;
 use crate::gateway::forward::{Hop, Hops, NewHop, Outcome};
 use crate::gateway::mesh::Mesh;
+use crate::gateway::quota::QuotaConfig;
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
 use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
 use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
@@ -153,6 +154,11 @@ impl Core {
         self.hops
             .retain_remote(|claim| served.contains_key(&claim.network));
         self.tell_gone(gone.iter().map(|hop| (hop.new.up, hop.new.endpoint)));
+    }
+
+    /// Lets each agent send as much as this.
+    pub const fn set_quota(&mut self, quota: QuotaConfig) {
+        self.hops.quota = quota;
     }
 
     /// Serves one more network.

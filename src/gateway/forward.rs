@@ -13,6 +13,7 @@ use std::{
 use crate::engine::window::{Fresh, ReplayWindow};
 use crate::gateway::links::Links;
 use crate::gateway::mft::{Mft, PeerId, Route, agent};
+use crate::gateway::quota::{Quota, QuotaConfig};
 use crate::gateway::routes::{Claim, Routes};
 use crate::id::{Did, NetworkId, OverlayIp, TunnelKey, UnixTime};
 use crate::wire::a2g::{Direction, Header, HopKeys, Kind, MAX_FRAMES, hop_id};
@@ -51,6 +52,7 @@ pub(crate) struct Hop {
     keys_up: HopKeys,
     keys_down: HopKeys,
     window: ReplayWindow,
+    quota: Quota,
     next: u64,
     made: Instant,
     last_heard: Instant,
@@ -88,6 +90,8 @@ pub(crate) struct Hops {
     mft: Mft,
     pub(crate) links: Links,
     routes: Routes,
+    /// What each agent may send.
+    pub(crate) quota: QuotaConfig,
     /// Agents that attached or went since they were asked for.
     changed: BTreeSet<OverlayIp>,
     /// When to look whether a hop is stale or gone; never later than that is due.
@@ -108,6 +112,7 @@ impl Hops {
             mft: Mft::new(usize::MAX, key),
             links: Links::default(),
             routes: Routes::new(most),
+            quota: QuotaConfig::default(),
             changed: BTreeSet::new(),
             due: BTreeSet::new(),
             changes: 0,
@@ -164,6 +169,7 @@ impl Hops {
             keys_down: HopKeys::derive(&new.secret, Direction::Down),
             stale: false,
             window: ReplayWindow::new(),
+            quota: Quota::new(now),
             next: 0,
             made: now,
             last_heard: now,
@@ -214,6 +220,10 @@ impl Hops {
             Err(reason) => return Outcome::Dropped(reason),
         };
         self.changes += u64::from(moved);
+        let is_data = header.kind == Kind::Data;
+        if is_data && !hop.quota.take(self.quota, frame.len(), now) {
+            return Outcome::Dropped(DropReason::FrameQuota);
+        }
         let (source, network) = (hop.new.agent, hop.new.network);
         if was_stale {
             self.rank(source);

@@ -9,6 +9,7 @@ mod links;
 pub mod measure;
 mod mesh;
 mod mft;
+pub mod quota;
 pub mod recovery;
 mod routes;
 pub mod server;

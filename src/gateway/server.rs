@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::gateway::batch::Run;
 use crate::gateway::core::{Core, CoreConfig, CoreKeys, Signers};
+use crate::gateway::quota::QuotaConfig;
 use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
 use crate::gateway::status::GatewayStatus;
 use crate::gateway::wss::{Wss, WssConfig};
@@ -71,6 +72,8 @@ pub enum GatewayCommand {
     Revoke(Box<Statement<Revocation>>),
     /// Believe gateway statements of these signers, and show others our own.
     SetDomain(Signers, Option<Box<Statement<statement::Gateway>>>),
+    /// Let each agent send as much as this.
+    SetQuota(QuotaConfig),
     /// Serve exactly these networks.
     SetNetworks(Vec<NetworkId>),
     /// Tell the state at this moment.
@@ -86,6 +89,7 @@ impl Debug for GatewayCommand {
             Self::Revoke(_) => "Revoke",
             Self::SetDomain(..) => "SetDomain",
             Self::SetNetworks(_) => "SetNetworks",
+            Self::SetQuota(_) => "SetQuota",
             Self::Status(_) => "Status",
         })
     }
@@ -264,6 +268,7 @@ impl Gateway {
                 self.core.set_domain(signers, own.as_deref());
             }
             GatewayCommand::SetNetworks(networks) => self.core.set_networks(&networks),
+            GatewayCommand::SetQuota(quota) => self.core.set_quota(quota),
             GatewayCommand::Status(reply) => {
                 // Whoever asked may have gone.
                 let connections = self.wss.as_ref().map_or(0, Wss::len);

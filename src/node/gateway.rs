@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::GatewaySettings;
 use crate::gateway::core::{CoreConfig, CoreKeys, MeshConfig};
-use crate::gateway::server::{self, Gateway};
+use crate::gateway::quota::QuotaConfig;
+use crate::gateway::server::{self, Gateway, GatewayCommand};
 use crate::node::local_api::{self, SocketError};
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
@@ -125,6 +126,13 @@ pub async fn serve(
     };
     let gateway = Gateway::bind(&server, core)?;
     let (commands, received) = mpsc::channel(MAX_COMMANDS);
+    let quota = config.settings.quota;
+    let quota = GatewayCommand::SetQuota(QuotaConfig {
+        packets: quota.packets,
+        bytes: quota.bytes,
+    });
+    // The queue is empty, and the server there.
+    drop(commands.try_send(quota));
     let (stopping, stopped) = oneshot::channel::<()>();
     let status = tokio::spawn(status::serve(listener, commands.clone(), async {
         drop(stopped.await);

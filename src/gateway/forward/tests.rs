@@ -218,3 +218,31 @@ fn an_attachment_ends_with_its_membership_or_its_secret() {
     let outcome = second.handle_frame(endpoint(1), &mut frame(1, &data(1, 1)), worn, UNIX);
     assert!(matches!(outcome, Outcome::Unknown(1)));
 }
+
+/// An agent beyond its quota loses its own frames, and stays attached; another one's all pass.
+#[test]
+fn one_over_its_quota_does_not_hurt_another() {
+    let now = start();
+    let mut hops = hops(now);
+    hops.quota = crate::gateway::quota::QuotaConfig {
+        packets: 50,
+        bytes: 0,
+    };
+    let mut pass = |n: u8, count: u64, target: u8, now: Instant| {
+        let sent = (0..count).map(|message| {
+            let header = Header {
+                target: new(target).agent.ip(),
+                ..data(n, message)
+            };
+            hops.handle_frame(endpoint(n), &mut frame(n, &header), now, UNIX)
+        });
+        sent.filter(|outcome| matches!(outcome, Outcome::Forward(_)))
+            .count()
+    };
+
+    assert_eq!(pass(1, 1000, 2, now), 50);
+    assert_eq!(pass(2, 50, 1, now), 50);
+    let beat = Header::data(1, 2000, new(1).gateway, new(1).agent).of_kind(Kind::Heartbeat);
+    let answer = hops.handle_frame(endpoint(1), &mut frame(1, &beat), now, UNIX);
+    assert!(matches!(answer, Outcome::Answer(..)));
+}

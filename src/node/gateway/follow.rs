@@ -119,6 +119,7 @@ impl Known {
             }
             GatewayCommand::Discover(..)
             | GatewayCommand::SetNetworks(_)
+            | GatewayCommand::SetQuota(_)
             | GatewayCommand::Status(_) => false,
         };
         if is_new && let Err(error) = self.file.save(&self.served) {
