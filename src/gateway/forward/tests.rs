@@ -224,7 +224,7 @@ fn an_attachment_ends_with_its_membership_or_its_secret() {
 fn one_over_its_quota_does_not_hurt_another() {
     let now = start();
     let mut hops = hops(now);
-    hops.quota = crate::gateway::quota::QuotaConfig {
+    hops.quota = QuotaConfig {
         packets: 50,
         bytes: 0,
     };
