@@ -48,11 +48,13 @@ const BATCH: usize = 64;
 /// The largest IP packet or UDP datagram, or as many datagrams as the kernel hands over at once.
 const MAX_PACKET: usize = 65_536;
 
-/// Calls that receive before what came is handed on: as many runs of datagrams are merged at most.
+/// Datagrams, or runs of them, that one call receives before they are handed on.
 const RECEIVES: usize = 8;
 
-/// As many while several sockets have something: the less one gives, the sooner it is another's turn.
+/// As many while several sockets have something, from one that gave so many bytes at a time before:
+/// the sooner is it another's turn.
 const SHARED_RECEIVES: usize = 2;
+const SHARE: usize = SHARED_RECEIVES * MAX_PACKET;
 
 /// A device or socket that gave something so long ago is idle: one read is tried and then the rest
 /// waits for what that brought, so that a lone packet is on its way soonest.
@@ -187,6 +189,9 @@ struct Port {
     udp: UdpPort,
     /// When it last gave anything.
     read_at: Instant,
+    /// Bytes that the last burst brought, and whether the kernel had merged datagrams of it.
+    gave: usize,
+    is_merged: bool,
 }
 
 #[derive(Debug)]
@@ -213,7 +218,12 @@ impl Worker {
             udp.merge_received();
         }
         let now = clock::now();
-        let port = |udp| Port { udp, read_at: now };
+        let port = |udp| Port {
+            udp,
+            read_at: now,
+            gave: 0,
+            is_merged: false,
+        };
         Ok(Self {
             index,
             shards,
@@ -256,11 +266,7 @@ impl Worker {
             }
             let is_port = |event: &EpollEvent| (FIRST_UDP..FIRST_TUN).contains(&event.data());
             let ready = events.iter().take(count).filter(|event| is_port(event));
-            let receives = if ready.count() > 1 {
-                SHARED_RECEIVES
-            } else {
-                RECEIVES
-            };
+            let is_shared = ready.count() > 1;
             for event in events.iter().take(count) {
                 match event.data() {
                     WAKE => {}
@@ -268,7 +274,7 @@ impl Worker {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.flush();
                         }
-                        self.read_udp((token - FIRST_UDP) as usize, receives);
+                        self.read_udp((token - FIRST_UDP) as usize, is_shared);
                     }
                     token if !self.is_blocked => self.read_tun(token),
                     _ => {}

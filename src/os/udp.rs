@@ -1,8 +1,10 @@
 //! The UDP socket of the underlay: both IP versions on one port.
 
+mod receive;
+
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
+    io::{self, IoSlice},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -11,8 +13,8 @@ use nix::{
     errno::Errno,
     libc::{sock_filter, sock_fprog},
     sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-        SockaddrStorage, bind as bind_fd, getsockopt, recvmsg, sendmsg, setsockopt, socket,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage,
+        bind as bind_fd, getsockopt, sendmsg, setsockopt, socket,
         sockopt::{
             AttachReusePortCbpf, IpRecvTos, Ipv6RecvTClass, Ipv6V6Only, RcvBuf, RcvBufForce,
             ReusePort, SndBuf, SndBufForce, UdpGroSegment,
@@ -25,6 +27,8 @@ use rustix::net::sockopt::{
 use thiserror::Error;
 
 use crate::wire::ecn::Ecn;
+
+pub use receive::Received;
 
 /// Holds a burst of 3,000 full datagrams while the worker is busy elsewhere.
 const BUFFER: usize = 4 << 20;
@@ -60,18 +64,6 @@ pub struct UdpPort {
     cuts: AtomicBool,
     /// Whether the kernel may merge what arrives (UDP_GRO).
     may_merge: AtomicBool,
-}
-
-/// What one call received.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Received {
-    pub from: SocketAddr,
-    /// Bytes of all datagrams, end to end.
-    pub length: usize,
-    /// Length of each datagram but the last.
-    pub stride: usize,
-    /// What their IP headers say of congestion, if the kernel tells.
-    pub ecn: Ecn,
 }
 
 /// Binds `port` (0 = any free one) for IPv6 and IPv4, or for IPv4 alone where there is no IPv6.
@@ -376,33 +368,6 @@ impl UdpPort {
         sendmsg(fd, &parts, messages, MsgFlags::empty(), Some(&to))
     }
 
-    /// Receives one datagram, or several of one sender that lie end to end in `buffer`.
-    pub fn recv_many(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut space = nix::cmsg_space!(i32, i32, i32);
-        let mut parts = [IoSliceMut::new(buffer)];
-        let fd = self.socket.as_raw_fd();
-        let got = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), MsgFlags::empty())?;
-        let (mut stride, mut ecn) = (None, Ecn::NotEct);
-        for message in got.cmsgs()? {
-            if let ControlMessageOwned::UdpGroSegments(size) = message {
-                stride = usize::try_from(size).ok();
-            } else if let ControlMessageOwned::Ipv4Tos(tos) = message {
-                ecn = Ecn::of_class(tos);
-            } else if let ControlMessageOwned::Ipv6TClass(class) = message {
-                ecn = Ecn::of_class((class & 0xff) as u8);
-            }
-        }
-        let length = got.bytes;
-        Ok(Received {
-            from: got.address.and_then(endpoint).ok_or(Errno::EINVAL)?,
-            length,
-            stride: stride
-                .filter(|size| *size > 0)
-                .unwrap_or_else(|| length.max(1)),
-            ecn,
-        })
-    }
-
     fn as_sent(&self, to: SocketAddr) -> SocketAddr {
         match to {
             SocketAddr::V4(v4) if self.is_dual => {
@@ -411,35 +376,11 @@ impl UdpPort {
             SocketAddr::V4(_) | SocketAddr::V6(_) => to,
         }
     }
-
-    /// Receives one datagram; one longer than `buffer` is cut.
-    pub fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let (length, from) = self.socket.recv_from(buffer)?;
-        Ok((length, plain(from)))
-    }
 }
 
 impl AsFd for UdpPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-fn endpoint(address: SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = address
-        .as_sockaddr_in()
-        .map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
-    let v6 = address.as_sockaddr_in6();
-    v4.or_else(|| v6.map(|v6| plain(SocketAddrV6::from(*v6).into())))
-}
-
-/// Returns an IPv4-mapped address as the IPv4 address it is, so that equal peers compare equal.
-fn plain(address: SocketAddr) -> SocketAddr {
-    let ip = address.ip().to_canonical();
-    match address {
-        // Answers to a link-local address need its scope.
-        SocketAddr::V6(v6) if ip.is_ipv6() => v6.into(),
-        SocketAddr::V4(_) | SocketAddr::V6(_) => SocketAddr::new(ip, address.port()),
     }
 }
 
@@ -514,6 +455,56 @@ mod tests {
             }
             assert_eq!(got, sent);
         }
+    }
+
+    /// One call brings what several senders sent, each in its own slot, marks and merging included; the
+    /// next one again.
+    #[test]
+    fn one_call_receives_from_many() {
+        let receiver = bind(0).unwrap();
+        receiver.merge_received();
+        let to = SocketAddr::from(([127, 0, 0, 1], receiver.port().unwrap()));
+        let senders = [bind(0).unwrap(), bind(0).unwrap(), bind(0).unwrap()];
+        let mut buffer = vec![0; 4 * 1000];
+        for round in 0..3 {
+            // The first is never merged, which leaves no trace in what comes after it.
+            let sizes = [5, 30, 20].map(|size| size + round);
+            for (sender, size) in senders.iter().zip(sizes) {
+                sender.send_many(&vec![7; size], 10, to, Ecn::Ect0).unwrap();
+            }
+
+            let end = clock::now() + Duration::from_secs(5);
+            let mut got = Vec::new();
+            while got.len() < sizes.iter().map(|size| size.div_ceil(10)).sum() {
+                assert!(clock::now() < end, "not all arrived");
+                let Ok(burst) = receiver.recv_burst(&mut buffer, 1000) else {
+                    continue;
+                };
+                for (slot, one) in burst.iter().enumerate() {
+                    assert_eq!(one.ecn, Ecn::Ect0);
+                    let bytes = &buffer[slot * 1000..slot * 1000 + one.length];
+                    assert!(bytes.iter().all(|byte| *byte == 7));
+                    let pieces = bytes.chunks(one.stride).map(<[u8]>::len);
+                    got.extend(pieces.map(|length| (one.from.port(), length)));
+                }
+            }
+            got.sort_unstable();
+            let mut sent = senders
+                .iter()
+                .zip(sizes)
+                .flat_map(|(sender, size)| {
+                    let port = sender.port().unwrap();
+                    vec![0; size]
+                        .chunks(10)
+                        .map(|piece| (port, piece.len()))
+                        .collect::<Vec<_>>()
+                })
+                .collect::<Vec<_>>();
+            sent.sort_unstable();
+            assert_eq!(got, sent);
+        }
+        let nothing = receiver.recv_burst(&mut buffer, 1000).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
     /// What a datagram's IP header says arrives, by either version, cut and merged or not.

@@ -14,7 +14,7 @@ use crate::dataplane::offload::{Run, Takes, VIRTIO};
 use crate::dataplane::queue::{FromWorker, InPacket};
 use crate::dataplane::relay::carries_channel;
 use crate::dataplane::shard::Held;
-use crate::dataplane::worker::{IDLE, MAX_PACKET, Worker};
+use crate::dataplane::worker::{IDLE, MAX_PACKET, RECEIVES, SHARE, SHARED_RECEIVES, Worker};
 use crate::engine::channel::Arrival;
 use crate::id::OverlayIp;
 use crate::os::udp::Received;
@@ -35,56 +35,88 @@ struct Came {
 
 impl Worker {
     /// Receives a burst from one socket and hands it on: packets of channels to their TUNs, the rest to
-    /// the engine. No socket gives more before the others have their turn.
-    pub(super) fn read_udp(&mut self, socket: usize, receives: usize) {
-        let mut other = Vec::new();
+    /// the engine. A socket that shares the worker's time and gave much gives less of it at a time,
+    /// so that the others' turn comes sooner.
+    pub(super) fn read_udp(&mut self, socket: usize, is_shared: bool) {
         let Some(port) = self.ports.get_mut(socket) else {
             return;
         };
         let is_idle = self.now.saturating_duration_since(port.read_at) > IDLE;
         port.read_at = self.now;
+        let most = if is_shared && port.gave > SHARE {
+            SHARED_RECEIVES
+        } else {
+            RECEIVES
+        };
+        // What was merged is opened while it is in the cache; what was not costs a call each.
+        let at_once = if is_idle || port.is_merged { 1 } else { most };
+        let (mut slot, mut gave, mut is_merged) = (0, 0, false);
+        let mut other = Vec::new();
         let shards = Arc::clone(&self.shards);
         let mut held = shards.hold();
-        for slot in 0..receives {
-            held.pause();
-            let start = slot * MAX_PACKET;
-            let buffer = self.received.get_mut(start..start + MAX_PACKET);
-            let (Some(port), Some(buffer)) = (self.ports.get(socket), buffer) else {
+        while slot < most {
+            let burst = self.receive(socket, slot, at_once);
+            for (place, received) in (slot..).zip(&burst) {
+                held.pause();
+                self.take_received(&mut held, received, place * MAX_PACKET, &mut other);
+                gave += received.length;
+                is_merged |= received.length > received.stride;
+            }
+            slot += at_once;
+            if burst.len() < at_once || is_idle && !is_merged {
                 break;
-            };
-            match port.udp.recv_many(buffer) {
-                // Nobody is there: whoever says so would pass for a connection.
-                Ok(received) if is_carrier(received.from) => {
-                    self.seen.drops.count(DropReason::DatagramUnknown);
-                }
-                Ok(received) => {
-                    let end = start + received.length;
-                    let mut at = start;
-                    while at < end || received.length == 0 {
-                        let next = (at + received.stride).min(end);
-                        self.take_datagram(&mut held, &received, at..next, &mut other);
-                        at = next;
-                        if received.length == 0 {
-                            break;
-                        }
-                    }
-                    if is_idle && received.length <= received.stride {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    // Reading it has taken the socket's pending error away.
-                    tracing::debug!(%error, "Datagram not received");
-                    break;
-                }
             }
         }
         drop(held);
+        if let Some(port) = self.ports.get_mut(socket) {
+            (port.gave, port.is_merged) = (gave, is_merged);
+        }
         self.write_runs();
         if !other.is_empty() {
             self.offer(other.len(), FromWorker::Datagrams(other));
+        }
+    }
+
+    /// Receives into so many slots at most, from this one on.
+    fn receive(&mut self, socket: usize, slot: usize, slots: usize) -> Vec<Received> {
+        let place = slot * MAX_PACKET..(slot + slots) * MAX_PACKET;
+        let buffer = self.received.get_mut(place);
+        let (Some(port), Some(buffer)) = (self.ports.get(socket), buffer) else {
+            return Vec::new();
+        };
+        let burst = match slots {
+            1 => port.udp.recv_many(buffer).map(|one| vec![one]),
+            _ => port.udp.recv_burst(buffer, MAX_PACKET),
+        };
+        burst.unwrap_or_else(|error| {
+            let kind = error.kind();
+            if ![io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock].contains(&kind) {
+                // Reading it has taken the socket's pending error away.
+                tracing::debug!(%error, "Datagram not received");
+            }
+            Vec::new()
+        })
+    }
+
+    /// Takes the datagrams that were received at `start`.
+    fn take_received(
+        &mut self,
+        held: &mut Held<'_>,
+        received: &Received,
+        start: usize,
+        other: &mut Vec<(SocketAddr, Vec<u8>)>,
+    ) {
+        if is_carrier(received.from) {
+            // Nobody is there: whoever says so would pass for a connection.
+            self.seen.drops.count(DropReason::DatagramUnknown);
+            return;
+        }
+        let (mut at, end) = (start, start + received.length);
+        // An empty datagram is one as well.
+        for _ in 0..received.length.div_ceil(received.stride).max(1) {
+            let next = (at + received.stride).min(end);
+            self.take_datagram(held, received, at..next, other);
+            at = next;
         }
     }
 
