@@ -14,6 +14,7 @@ package_of() {
     cc) echo build-essential ;;
     dig) echo bind9-dnsutils ;;
     ip) echo iproute2 ;;
+    miniupnpd) echo miniupnpd-nftables ;;
     nc) echo netcat-openbsd ;;
     nft) echo nftables ;;
     nsenter | setpriv | unshare) echo util-linux ;;

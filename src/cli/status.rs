@@ -4,7 +4,9 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
 use crate::cli::text::{indented, list, millis, span, until};
-use crate::wire::api::local::{AgentStatus, GatewayStatus, LinkState, NatMapping, Status};
+use crate::wire::api::local::{
+    AgentStatus, GatewayStatus, LinkState, NatMapping, PortMappingStatus, Status,
+};
 
 /// Show this node and its agents, and what needs attention
 #[derive(Args, Debug)]
@@ -39,6 +41,15 @@ impl Show for Status {
         }
         if !self.stun.is_empty() {
             parts.push(self.stun_text());
+        }
+        if let Some(PortMappingStatus {
+            external: Some(at),
+            protocol,
+            ..
+        }) = &self.port_mapping
+        {
+            let by = protocol.as_deref().unwrap_or("a port mapping");
+            parts.push(format!("the router leads {at} here ({by})"));
         }
         if !self.drops.is_empty() {
             let drops = self.drops.iter().map(|(reason, n)| format!("{reason} {n}"));

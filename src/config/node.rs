@@ -105,12 +105,24 @@ impl DnsMode {
 }
 
 /// Which ways packets to peers may take.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PathSettings {
     pub mode: PathMode,
     /// STUN servers that are asked where they see this host.
     pub stun: Vec<SocketAddr>,
+    /// Whether the router is asked to lead a port of its own here.
+    pub port_mapping: bool,
+}
+
+impl Default for PathSettings {
+    fn default() -> Self {
+        Self {
+            mode: PathMode::default(),
+            stun: Vec::new(),
+            port_mapping: true,
+        }
+    }
 }
 
 /// Which paths a node wants, and so whether peers learn where it is.
@@ -267,6 +279,7 @@ impl Settings for NodeSettings {
         "dns.mode",
         "path.mode",
         "path.stun",
+        "path.port_mapping",
         "wss.mode",
         "wss.proxy",
         "wss.proxy_file",

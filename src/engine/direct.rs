@@ -110,6 +110,17 @@ impl Engine {
         }
     }
 
+    /// Takes which endpoint of the router leads to our socket; None when none does.
+    pub fn set_mapped_candidate(&mut self, mapped: Option<SocketAddr>, time: Time) {
+        if self.mapped == mapped {
+            return;
+        }
+        self.mapped = mapped;
+        for local in self.locals.values_mut() {
+            local.set_mapped(mapped, time, &mut self.out);
+        }
+    }
+
     /// Returns which paths data may go.
     pub const fn path_mode(&self) -> Mode {
         self.mode

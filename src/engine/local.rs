@@ -57,6 +57,8 @@ pub(crate) struct Local {
     suites: Suites,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
+    /// Where the router takes datagrams for us.
+    mapped: Option<SocketAddr>,
     /// Where the gateway sees us.
     pub(crate) reflexive: Reflexive,
     /// Where others saw us, whom we asked.
@@ -96,6 +98,7 @@ impl Local {
             mode,
             suites: Suites::NONE,
             hosts: Vec::new(),
+            mapped: None,
             reflexive: Reflexive::default(),
             observed: Vec::new(),
             told_by: None,

@@ -106,6 +106,8 @@ pub struct Engine {
     frame_ids: Option<fn(u64) -> Arc<dyn FrameIds>>,
     /// Where our interfaces are.
     hosts: Vec<SocketAddr>,
+    /// Where the router takes datagrams for our socket.
+    mapped: Option<SocketAddr>,
     handshakes: Limits,
     observers: Observers,
 }
@@ -125,6 +127,7 @@ impl Engine {
             suites: Suites::NONE,
             frame_ids: None,
             hosts: Vec::new(),
+            mapped: None,
             handshakes: direct::limits(),
             observers: Observers::default(),
         };
@@ -144,6 +147,7 @@ impl Engine {
             .retain(|left| !left.is_of(&membership.agent, &membership.network));
         let mut local = Local::new(membership, address, name, self.mode);
         local.set_hosts(&self.hosts, time, &mut self.out);
+        local.set_mapped(self.mapped, time, &mut self.out);
         local.set_suites(self.suites, &mut self.out);
         self.locals.insert(address, local);
         self.install(address, time);

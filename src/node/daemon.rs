@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, SuiteChoice};
 use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
-use crate::engine::{membership::Membership, names::Zone, path::Mode};
+use crate::engine::{Engine, membership::Membership, names::Zone, path::Mode};
 use crate::id::{OverlayIp, Suffix};
 use crate::node::carriers::{self, Carriers};
 use crate::node::{
@@ -20,7 +20,7 @@ use crate::node::{
     gateways,
     local_api::{self, SocketError},
     names::Names,
-    network,
+    network, portmap,
     resolver::{Resolver, Settings, Upstream},
     running::{Change, Facts, Node},
     store::{Store, StoreError},
@@ -113,11 +113,7 @@ pub async fn run(
     let (lookups, wanted) = mpsc::channel(MAX_AGENTS);
     let memberships = state.memberships.clone();
     let mut core = Core::new(store, state, random::seed(), plane, lookups);
-    core.engine
-        .set_path_mode(path_mode(config.path.mode), now());
-    core.engine.set_stun_servers(&config.path.stun, now());
-    core.engine.set_suites(suites(config.suite));
-    core.engine.set_frame_ids(dataplane::frame_ids);
+    settle(&mut core.engine, &config);
     let lost = make_carriers(&config, &mut core)?;
     let device_lost = core.device_lost();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
@@ -126,6 +122,7 @@ pub async fn run(
     let lost = tokio::spawn(carriers::follow(handle.clone(), lost));
     let network = tokio::spawn(network::follow(handle.clone(), port));
     let suspend = tokio::spawn(suspend::follow(handle.clone()));
+    let mapping = portmap::keep(handle.clone(), port, wants_mapping(&config));
     let (facts, seen) = watch::channel(BTreeMap::new());
     let (changes, mut asked) = mpsc::channel(MAX_CHANGES);
     let node = Arc::new(Node {
@@ -138,6 +135,7 @@ pub async fn run(
         suffix: config.suffix.clone(),
         changes,
         facts: seen,
+        mapped: mapping.told.clone(),
     });
     let mut daemon = Daemon {
         handle,
@@ -164,6 +162,7 @@ pub async fn run(
     network.abort();
     suspend.abort();
     daemon.take_down().await;
+    mapping.end().await;
     drop(node);
     drop(daemon);
     // The driver ends when the last handle is gone; the gateways learn that we leave.
@@ -172,6 +171,14 @@ pub async fn run(
         Err(failed) => error!(%failed, "The engine's task failed"),
     }
     up
+}
+
+/// Has the engine work as the settings say.
+fn settle(engine: &mut Engine, config: &NodeConfig) {
+    engine.set_path_mode(path_mode(config.path.mode), now());
+    engine.set_stun_servers(&config.path.stun, now());
+    engine.set_suites(suites(config.suite));
+    engine.set_frame_ids(dataplane::frame_ids);
 }
 
 /// Makes what reaches gateways where UDP does not; returns what tells of lost connections.
@@ -184,6 +191,11 @@ fn make_carriers(
     let (carriers, lost) = Carriers::new(plane, config.wss.mode, proxies);
     core.set_carriers(carriers);
     Ok(lost)
+}
+
+/// Tells whether the router is to be asked: peers are told no address of ours in the other modes.
+const fn wants_mapping(config: &NodeConfig) -> bool {
+    matches!(config.path.mode, PathMode::Auto | PathMode::Direct) && config.path.port_mapping
 }
 
 const fn path_mode(mode: PathMode) -> Mode {

@@ -14,6 +14,7 @@ pub mod local_api;
 mod names;
 mod network;
 pub mod owner;
+mod portmap;
 pub mod resolver;
 mod running;
 pub mod store;

@@ -8,6 +8,7 @@ use crate::config::DnsMode;
 use crate::engine::membership::Membership;
 use crate::id::{OverlayIp, Suffix, UnixTime};
 use crate::node::driver::Handle;
+use crate::node::portmap::PortMap;
 use crate::node::sync::Link;
 use crate::wire::api::local::RegistryStatus;
 
@@ -45,6 +46,8 @@ pub(super) struct Node {
     pub(super) suffix: Suffix,
     pub(super) changes: mpsc::Sender<Change>,
     pub(super) facts: watch::Receiver<BTreeMap<OverlayIp, Facts>>,
+    /// What the host's router does for us.
+    pub(super) mapped: watch::Receiver<PortMap>,
 }
 
 impl Node {

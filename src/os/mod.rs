@@ -9,6 +9,7 @@ pub mod link;
 pub mod lock;
 pub mod multicast;
 pub mod paths;
+pub mod portmap;
 pub mod random;
 pub mod realtime;
 pub mod route;

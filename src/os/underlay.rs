@@ -15,6 +15,9 @@ use rtnetlink::packet_route::{
 
 use crate::os::route::OURS;
 
+/// The kernel's main table (RT_TABLE_MAIN of linux/rtnetlink.h).
+const MAIN: u32 = 254;
+
 /// Where a route leads: the next router, if any, and the interface.
 type Hop = (Option<IpAddr>, Option<u32>);
 
@@ -99,6 +102,21 @@ impl Route {
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
         }
     }
+}
+
+/// Returns the router that datagrams to any IPv4 address go to, the one most preferred; None without.
+pub fn default_router(routes: &BTreeSet<Route>) -> Option<Ipv4Addr> {
+    let defaults = routes.iter().filter(|route| {
+        route.is_default() && !route.is_barrier && route.to.is_ipv4() && route.table == MAIN
+    });
+    let by_metric = defaults.flat_map(|route| {
+        let routers = route.hops.iter().filter_map(|(via, _)| match via {
+            Some(IpAddr::V4(ip)) => Some(*ip),
+            Some(IpAddr::V6(_)) | None => None,
+        });
+        routers.map(|router| (route.metric, router))
+    });
+    by_metric.min().map(|(_, router)| router)
 }
 
 /// Tells whether the way to any of `remotes` may be another one now.

@@ -188,6 +188,7 @@ impl Control for Fake {
             dns: "resolv-conf".to_owned(),
             agents: vec![agent()],
             stun: vec![],
+            port_mapping: None,
             nat_mapping: None,
             drops: BTreeMap::from([("filter_scope".to_owned(), 3)]),
             warnings: vec![Warning {

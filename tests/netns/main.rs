@@ -27,6 +27,7 @@ mod neighbour;
 mod offload;
 mod path_command;
 mod paths;
+mod portmap;
 mod process;
 mod relayed;
 mod revoke;

@@ -19,6 +19,8 @@ use crate::wire::carrier::is_carrier;
 
 /// What is tried first: an interface's own endpoint needs no NAT to agree.
 const HOST_PRIORITY: u32 = 2;
+/// Opened for us, it needs no luck; but one inside the same site is nearer.
+const MAPPED_PRIORITY: u32 = 1;
 const REFLEXIVE_PRIORITY: u32 = 1;
 
 impl Local {
@@ -38,12 +40,17 @@ impl Local {
                 priority: REFLEXIVE_PRIORITY,
             })
         };
+        let mapped = self.mapped.map(|endpoint| Candidate {
+            kind: Kind::Mapped,
+            endpoint,
+            priority: MAPPED_PRIORITY,
+        });
+        let seen_at = self.reflexive.endpoint().into_iter();
+        let seen_at = seen_at.chain(self.observed.iter().copied());
         // First, since what is beyond the sixteenth is left out.
-        self.reflexive
-            .endpoint()
+        mapped
             .into_iter()
-            .chain(self.observed.iter().copied())
-            .map(seen)
+            .chain(seen_at.filter(|at| self.mapped != Some(*at)).map(seen))
             .chain(self.hosts.iter().map(host))
             .collect()
     }
@@ -51,6 +58,12 @@ impl Local {
     /// Takes where our interfaces are.
     pub(crate) fn set_hosts(&mut self, hosts: &[SocketAddr], time: Time, out: &mut Out) {
         self.hosts = hosts.to_vec();
+        self.tell_candidates(time, out);
+    }
+
+    /// Takes where the router takes datagrams for us.
+    pub(crate) fn set_mapped(&mut self, mapped: Option<SocketAddr>, time: Time, out: &mut Out) {
+        self.mapped = mapped;
         self.tell_candidates(time, out);
     }
 

@@ -16,6 +16,7 @@ use crate::node::{
     carriers,
     control::{choose, path_kind, wireguard},
     driver::{Core, now},
+    portmap::PortMap,
     running::Node,
 };
 use crate::os::clock;
@@ -23,8 +24,8 @@ use crate::statement::{Chain, Consent, ConsentState, Scope, Statement};
 use crate::wire::api::{
     local::{
         AgentStatus, AutoFrom, AutoRule, AutoRules, ConsentView, GatewayStatus, LinkState,
-        MembershipStatus, NatMapping, Peer, Peers, Pending, PendingRequest, RegistryStatus,
-        SessionState, Status, StunStatus, Trust, TrustList, Warning, Whois,
+        MembershipStatus, NatMapping, Peer, Peers, Pending, PendingRequest, PortMappingStatus,
+        RegistryStatus, SessionState, Status, StunStatus, Trust, TrustList, Warning, Whois,
     },
     problem::{Code, Problem},
 };
@@ -59,6 +60,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
     let plane = node.handle.call(|core| core.dataplane().clone()).await?;
     let mut drops = plane.counters().await.drops;
     let (port, dns, started) = (node.port, node.dns, node.started);
+    let port_mapping = port_mapping(&node.mapped.borrow());
     let made = node.handle.call(move |core| {
         let mut agents = Vec::new();
         for local in core.engine.locals().collect::<Vec<_>>() {
@@ -86,6 +88,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
             ],
             dns: dns.as_str().to_owned(),
             stun: observers(core),
+            port_mapping,
             nat_mapping: nat_mapping(core, &agents),
             agents,
             drops,
@@ -93,6 +96,26 @@ pub(super) async fn status(node: &Node) -> Result<Status, Problem> {
         }
     });
     Ok(made.await?)
+}
+
+fn port_mapping(found: &PortMap) -> Option<PortMappingStatus> {
+    let none = PortMappingStatus {
+        external: None,
+        protocol: None,
+        error: None,
+    };
+    match found {
+        PortMap::None => None,
+        PortMap::Refused(error) => Some(PortMappingStatus {
+            error: Some(error.clone()),
+            ..none
+        }),
+        PortMap::Mapped(external, protocol) => Some(PortMappingStatus {
+            external: Some(*external),
+            protocol: Some((*protocol).to_owned()),
+            ..none
+        }),
+    }
 }
 
 fn observers(core: &Core) -> Vec<StunStatus> {

@@ -76,6 +76,9 @@ pub struct Status {
     pub agents: Vec<AgentStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stun: Vec<StunStatus>,
+    /// None while the router was not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_mapping: Option<PortMappingStatus>,
     /// None while fewer than two, gateways and STUN servers, told where they see this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_mapping: Option<NatMapping>,
@@ -83,6 +86,19 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// What needs a person, most urgent first.
     pub warnings: Vec<Warning>,
+}
+
+/// What the host's router does for the node.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PortMappingStatus {
+    /// Where it takes datagrams for this node; None when it maps no port.
+    pub external: Option<SocketAddr>,
+    /// `pcp`, `nat-pmp` or `upnp-igd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// What it answered instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// One agent of the node.
