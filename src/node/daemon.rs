@@ -9,7 +9,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::config::{DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, SuiteChoice};
+use crate::config::{
+    DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, PathSettings, SuiteChoice,
+};
 use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
 use crate::engine::{Engine, membership::Membership, names::Zone, path::Mode};
 use crate::id::{OverlayIp, Suffix};
@@ -122,7 +124,7 @@ pub async fn run(
     let lost = tokio::spawn(carriers::follow(handle.clone(), lost));
     let network = tokio::spawn(network::follow(handle.clone(), port));
     let suspend = tokio::spawn(suspend::follow(handle.clone()));
-    let mapping = portmap::keep(handle.clone(), port, wants_mapping(&config));
+    let mapping = portmap::keep(handle.clone(), port, wants_mapping(&config.path));
     let (facts, seen) = watch::channel(BTreeMap::new());
     let (changes, mut asked) = mpsc::channel(MAX_CHANGES);
     let node = Arc::new(Node {
@@ -194,8 +196,8 @@ fn make_carriers(
 }
 
 /// Tells whether the router is to be asked: peers are told no address of ours in the other modes.
-const fn wants_mapping(config: &NodeConfig) -> bool {
-    matches!(config.path.mode, PathMode::Auto | PathMode::Direct) && config.path.port_mapping
+const fn wants_mapping(path: &PathSettings) -> bool {
+    matches!(path.mode, PathMode::Auto | PathMode::Direct) && path.port_mapping
 }
 
 const fn path_mode(mode: PathMode) -> Mode {
