@@ -1,6 +1,11 @@
 //! Keeps a port of the host's router mapped to the node's while it runs.
 
-use std::{net::Ipv4Addr, num::NonZeroU16, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    num::NonZeroU16,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -10,6 +15,7 @@ use tracing::{debug, error, info};
 
 use crate::node::driver::{Handle, Stopped, now};
 use crate::os::{
+    clock,
     link::Links,
     portmap::{self, Mapping},
     underlay,
@@ -22,6 +28,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
 /// One change of network comes as several messages; they are taken together.
 const TOGETHER: Duration = Duration::from_millis(300);
+
+/// How long an answer under way is waited for at the end: routers answer within milliseconds or not.
+const LAST_ANSWER: Duration = Duration::from_millis(250);
 
 /// How long taking the mapping away may hold up the end of the daemon.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -82,20 +91,29 @@ async fn follow(
         handle,
         port,
         told,
-        router: None,
+        schedule: Schedule::new(clock::now()),
         mapping: None,
-        pause: FIRST_PAUSE,
     };
     loop {
-        let step = keeper.step(&links);
-        let wait = tokio::select! {
-            biased;
-            _ = &mut stop => break,
-            wait = step => match wait {
-                Ok(wait) => wait,
-                Err(Stopped) => break,
-            },
+        let is_over = {
+            let mut step = pin!(keeper.step(&links));
+            let told = tokio::select! {
+                told = &mut step => Some(told),
+                _ = &mut stop => None,
+            };
+            match told {
+                Some(told) => told.is_err(),
+                // What was asked may be granted yet, and is then to be taken away.
+                None => {
+                    drop(tokio::time::timeout(LAST_ANSWER, step).await);
+                    true
+                }
+            }
         };
+        if is_over {
+            break;
+        }
+        let wait = keeper.schedule.wait(clock::now());
         tokio::select! {
             _ = &mut stop => break,
             () = tokio::time::sleep(wait) => {}
@@ -105,7 +123,6 @@ async fn follow(
                 }
                 tokio::time::sleep(TOGETHER).await;
                 links.forget();
-                keeper.pause = FIRST_PAUSE;
             }
         }
     }
@@ -118,34 +135,98 @@ async fn follow(
     }
 }
 
+/// A router, and the address by which this host speaks to it.
+type Place = (Ipv4Addr, Ipv4Addr);
+
+/// Pure: when which router is asked. A change of network that leaves both as they were asks nobody.
+#[derive(Debug)]
+struct Schedule {
+    /// Who was asked last; None where there is no router.
+    place: Option<Place>,
+    due: Instant,
+    pause: Duration,
+}
+
+impl Schedule {
+    const fn new(now: Instant) -> Self {
+        Self {
+            place: None,
+            due: now,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// Takes where we are now; true if that is another place than before.
+    fn move_to(&mut self, place: Option<Place>, now: Instant) -> bool {
+        if self.place == place {
+            return false;
+        }
+        *self = Self {
+            place,
+            ..Self::new(now)
+        };
+        true
+    }
+
+    /// Returns the router to ask now; None while nothing is due.
+    fn asked(&self, now: Instant) -> Option<Ipv4Addr> {
+        let (router, _) = self.place.filter(|_| now >= self.due)?;
+        Some(router)
+    }
+
+    /// Takes that the router mapped a port for so long: it is renewed at half of that.
+    fn mapped(&mut self, lifetime: Duration, now: Instant) {
+        self.pause = FIRST_PAUSE;
+        self.due = now + lifetime / 2;
+    }
+
+    /// Takes that the router maps nothing: it is asked again after ever longer pauses.
+    fn refused(&mut self, now: Instant) {
+        self.due = now + self.pause;
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
+    }
+
+    /// Returns how long nothing is due.
+    fn wait(&self, now: Instant) -> Duration {
+        match self.place {
+            Some(_) => self.due.saturating_duration_since(now),
+            None => MAX_PAUSE,
+        }
+    }
+}
+
 struct Keeper {
     handle: Handle,
     port: NonZeroU16,
     told: watch::Sender<PortMap>,
-    /// The router asked last.
-    router: Option<Ipv4Addr>,
+    schedule: Schedule,
     mapping: Option<Mapping>,
-    pause: Duration,
 }
 
 impl Keeper {
-    /// Does what is due, and returns when to look again unless the network changes.
-    async fn step(&mut self, links: &Links) -> Result<Duration, Stopped> {
+    /// Does what is due.
+    async fn step(&mut self, links: &Links) -> Result<(), Stopped> {
         let router = match links.routes().await {
             Ok(routes) => underlay::default_router(&routes),
             Err(error) => {
                 debug!(%error, "Routes not looked at");
-                return Ok(self.pause);
+                self.schedule.refused(clock::now());
+                return Ok(());
             }
         };
-        // A mapping at another router leads nowhere any more, nor can it be taken away from here.
-        let kept = self.mapping.take().filter(|_| router == self.router);
-        self.router = router;
-        let Some(router) = router else {
-            self.tell(PortMap::None).await?;
-            return Ok(MAX_PAUSE);
+        let place = match router {
+            Some(router) => portmap::source(router).await.ok().map(|own| (router, own)),
+            None => None,
         };
-        let renewed = match kept {
+        if self.schedule.move_to(place, clock::now()) {
+            // It leads nowhere any more, nor can it be taken away from here.
+            self.mapping = None;
+            self.tell(PortMap::None).await?;
+        }
+        let Some(router) = self.schedule.asked(clock::now()) else {
+            return Ok(());
+        };
+        let renewed = match self.mapping.take() {
             Some(mapping) => mapping.renew().await,
             None => portmap::open(router, self.port).await,
         };
@@ -160,18 +241,14 @@ impl Keeper {
         match opened {
             Ok(mapping) => {
                 let found = PortMap::Mapped(mapping.external(), mapping.protocol().as_str());
-                let wait = mapping.lifetime() / 2;
+                self.schedule.mapped(mapping.lifetime(), clock::now());
                 self.mapping = Some(mapping);
-                self.pause = FIRST_PAUSE;
-                self.tell(found).await?;
-                Ok(wait)
+                self.tell(found).await
             }
             Err(error) => {
                 debug!(%router, %error, "No port mapping");
-                self.tell(PortMap::Refused(error.to_string())).await?;
-                let pause = self.pause;
-                self.pause = (pause * 2).min(MAX_PAUSE);
-                Ok(pause)
+                self.schedule.refused(clock::now());
+                self.tell(PortMap::Refused(error.to_string())).await
             }
         }
     }
@@ -201,5 +278,65 @@ impl Keeper {
             core.engine.set_mapped_candidate(endpoint, now());
         };
         self.handle.call(set).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(router: u8, own: u8) -> Place {
+        (
+            Ipv4Addr::new(10, 0, 1, router),
+            Ipv4Addr::new(10, 0, 1, own),
+        )
+    }
+
+    /// What containers do to interfaces is no reason to ask again; another router or address is.
+    #[test]
+    fn a_router_is_asked_when_due_or_when_we_are_elsewhere() {
+        let start = clock::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut schedule = Schedule::new(start);
+        assert_eq!(
+            (schedule.asked(start), schedule.wait(start)),
+            (None, MAX_PAUSE)
+        );
+
+        assert!(schedule.move_to(Some(place(1, 2)), start));
+        assert_eq!(schedule.asked(start), Some(Ipv4Addr::new(10, 0, 1, 1)));
+        schedule.mapped(Duration::from_secs(3600), start);
+
+        assert!(!schedule.move_to(Some(place(1, 2)), at(10)));
+        assert_eq!(schedule.asked(at(10)), None);
+        assert_eq!(schedule.wait(at(10)), Duration::from_secs(1790));
+        assert!(schedule.asked(at(1800)).is_some());
+        for other in [place(1, 3), place(9, 3)] {
+            assert!(schedule.move_to(Some(other), at(20)));
+            assert_eq!(schedule.asked(at(20)), Some(other.0));
+            schedule.mapped(Duration::from_secs(3600), at(20));
+        }
+        assert!(schedule.move_to(None, at(30)));
+        assert_eq!(schedule.asked(at(99_999)), None);
+    }
+
+    #[test]
+    fn a_router_that_maps_nothing_is_asked_ever_more_seldom() {
+        let mut now = clock::now();
+        let mut schedule = Schedule::new(now);
+        schedule.move_to(Some(place(1, 2)), now);
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            schedule.refused(now);
+            pauses.push(schedule.wait(now).as_secs());
+            now += schedule.wait(now);
+            assert!(schedule.asked(now).is_some());
+        }
+        assert_eq!(pauses, [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]);
+
+        schedule.move_to(Some(place(9, 2)), now);
+        assert!(schedule.asked(now).is_some());
+        schedule.refused(now);
+        assert_eq!(schedule.wait(now), FIRST_PAUSE);
     }
 }

@@ -184,7 +184,7 @@ impl Mapping {
 }
 
 /// Returns the address by which this host speaks to the router.
-async fn source(router: Ipv4Addr) -> std::io::Result<Ipv4Addr> {
+pub async fn source(router: Ipv4Addr) -> std::io::Result<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
     // Sends nothing: the kernel chooses a route and so a source.
     socket.connect((router, crab_nat::GATEWAY_PORT)).await?;

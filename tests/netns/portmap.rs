@@ -136,6 +136,57 @@ fn a_router_with_upnp_alone_maps_a_port_too() {
     });
 }
 
+/// A router that has NAT-PMP alone, and says so to who speaks PCP (RFC 6886 section 3.5).
+const NAT_PMP: &str = "
+import socket, struct
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((\"10.0.1.1\", 5351))
+print(\"listens\", flush=True)
+while True:
+    asked, who = server.recvfrom(100)
+    if asked[0] != 0:
+        answer = struct.pack(\"!BBHI\", 0, asked[1] | 128, 1, 7)
+    elif asked[1] == 0:
+        answer = struct.pack(\"!BBHI4B\", 0, 128, 0, 7, 9, 9, 9, 11)
+    else:
+        inner, outer, lifetime = struct.unpack(\"!HHI\", asked[4:12])
+        print(\"maps\", inner, outer, lifetime, flush=True)
+        answer = struct.pack(\"!BBHIHHI\", 0, asked[1] | 128, 0, 7, inner, outer, lifetime)
+    server.sendto(answer, who)
+";
+
+/// Issue 5: a router with NAT-PMP alone is asked by it, told when the node stops, and left in peace while
+/// only other interfaces change.
+#[test]
+fn a_router_with_nat_pmp_alone_maps_a_port_too() {
+    in_lab(|lab| {
+        lab.node_a.take().unwrap().stop();
+        let server = lab.site.ra.start(&format!("exec python3 -c '{NAT_PMP}'"));
+        wait_for("the router listens", || server.stdout().contains("listens"));
+        restart(lab, "");
+
+        let mapping = wait_within(Duration::from_secs(30), "the router maps a port", || {
+            let mapping = status(&lab.site.a)["port_mapping"].clone();
+            mapping["external"].is_string().then_some(mapping)
+        });
+
+        assert_eq!(mapping["protocol"], "nat-pmp", "{mapping}");
+        assert_eq!(mapping["external"], format!("{WAN}:16200"), "{mapping}");
+        for n in 0..5 {
+            lab.site.a.ok(&format!(
+                "ip link add c{n} type bridge && ip addr add 172.20.{n}.1/24 dev c{n}"
+            ));
+            lab.site
+                .a
+                .ok(&format!("agentnet status && ip link del c{n}"));
+        }
+        lab.node_a.take().unwrap().stop();
+        let said = server.stdout();
+        assert_eq!(said.matches("maps 16200 16200 3600").count(), 1, "{said}");
+        assert!(said.contains("maps 16200 0 0"), "{said}");
+    });
+}
+
 /// Issue 5: a node that shows nobody where it is has no port opened either, and one whose router maps
 /// nothing says why.
 #[test]
