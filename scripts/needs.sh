@@ -20,7 +20,8 @@ package_of() {
     nsenter | setpriv | unshare) echo util-linux ;;
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;
-    turnserver) echo coturn ;;
+    stun) echo stun-client ;;
+    turnserver | turnutils_*) echo coturn ;;
     wg) echo wireguard-tools ;;
     *) echo "$1" ;;
   esac

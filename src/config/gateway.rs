@@ -32,6 +32,7 @@ pub struct GatewaySettings {
     pub wss: WssSettings,
     pub attach: AttachSettings,
     pub mesh: MeshSettings,
+    pub stun: StunSettings,
     pub discover: DiscoverSettings,
     pub quota: QuotaSettings,
     pub log: LogSettings,
@@ -126,6 +127,44 @@ impl WssSettings {
     }
 }
 
+/// From where else STUN is answered, so that a host learns how its NAT behaves (RFC 5780).
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct StunSettings {
+    /// A second UDP port of the same addresses; None means that there is none.
+    pub alternate_port: Option<u16>,
+    /// Second addresses, at most one of each IP version, with both ports.
+    pub alternate_addresses: Vec<IpAddr>,
+}
+
+impl StunSettings {
+    /// Returns what is wrong beside these listening addresses; None when nothing is.
+    fn fault(&self, listen: &[SocketAddr]) -> Option<&'static str> {
+        let others = &self.alternate_addresses;
+        let v4 = others.iter().filter(|ip| ip.is_ipv4()).count();
+        // With a wildcard the kernel chooses from where an answer comes.
+        let is_second = |ip: &IpAddr| {
+            let mut own = listen.iter().filter(|at| at.is_ipv4() == ip.is_ipv4());
+            own.all(|at| !at.ip().is_unspecified() && at.ip() != *ip)
+        };
+        let is_own = |port| port == 0 || listen.iter().any(|at| at.port() == port);
+        if v4 > 1 || others.len() - v4 > 1 {
+            Some("stun.alternate_addresses has one address, or one of each IP version")
+        } else if self.alternate_port.is_none() && !others.is_empty() {
+            Some("stun.alternate_addresses needs stun.alternate_port")
+        } else if self.alternate_port.is_some_and(is_own) {
+            Some("stun.alternate_port is another port than those of udp.listen")
+        } else if others
+            .iter()
+            .any(|ip| ip.is_unspecified() || !is_second(ip))
+        {
+            Some("stun.alternate_addresses are others than those that udp.listen has to name")
+        } else {
+            None
+        }
+    }
+}
+
 /// How many agents may attach, and how fast.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
@@ -211,6 +250,8 @@ impl Settings for GatewaySettings {
         "attach.burst_per_source",
         "mesh.max_gateways",
         "mesh.max_routes",
+        "stun.alternate_port",
+        "stun.alternate_addresses",
         "discover.multicast",
         "quota.packets",
         "quota.bytes",
@@ -252,6 +293,7 @@ impl Settings for GatewaySettings {
         ];
         let fault = faults.into_iter().find(|(bad, _)| *bad);
         let fault = fault.map(|(_, text)| text).or_else(|| self.wss.fault());
+        let fault = fault.or_else(|| self.stun.fault(listen));
         fault.map_or(Ok(()), |text| Err(text.to_owned()))
     }
 }
@@ -283,6 +325,10 @@ mod tests {
                 key: Some("/k".into()),
                 ..Default::default()
             },
+            stun: StunSettings {
+                alternate_port: Some(16204),
+                ..Default::default()
+            },
             ..Default::default()
         });
         let value = value.unwrap();
@@ -306,7 +352,8 @@ mod tests {
             "192.0.2.1:1".parse().unwrap(),
             "192.0.2.2:1".parse().unwrap(),
         ];
-        let changes: [&dyn Fn(&mut GatewaySettings); 8] = [
+        let second = || vec!["192.0.2.2".parse().unwrap()];
+        let changes: [&dyn Fn(&mut GatewaySettings); 12] = [
             &|s| s.udp.listen.clone_from(&twice),
             &|s| s.udp.listen.clear(),
             &|s| s.udp.mtu = 1280,
@@ -315,6 +362,17 @@ mod tests {
             &|s| s.wss.advertise = vec!["gw.example.org:443".to_owned()],
             &|s| s.wss.certificate = Some("/c".into()),
             &|s| s.wss.connections = 0,
+            &|s| s.stun.alternate_port = Some(UDP_PORT),
+            &|s| s.stun.alternate_addresses = second(),
+            &|s| {
+                s.stun.alternate_port = Some(16204);
+                s.stun.alternate_addresses = second();
+            },
+            &|s| {
+                s.udp.listen = vec!["192.0.2.2:16201".parse().unwrap()];
+                s.stun.alternate_port = Some(16204);
+                s.stun.alternate_addresses = second();
+            },
         ];
 
         for change in changes {

@@ -139,6 +139,7 @@ impl Reflexive {
             Message::Success {
                 transaction,
                 mapped,
+                ..
             } => (transaction, Some(*mapped)),
             Message::Refused(transaction) => (transaction, None),
             Message::Request(_) => return None,
@@ -211,6 +212,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::stun::Origin;
     use rand::SeedableRng;
 
     const GATEWAY: &str = "198.51.100.1:16201";
@@ -252,7 +254,7 @@ mod tests {
         let Some(Message::Request(request)) = stun::parse(&sent.bytes) else {
             panic!("no request");
         };
-        stun::parse(&request.answer(at(seen))).unwrap()
+        stun::parse(&request.answer(at(seen), Origin::default())).unwrap()
     }
 
     #[test]

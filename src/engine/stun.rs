@@ -113,6 +113,7 @@ impl Observers {
             Message::Success {
                 transaction,
                 mapped,
+                ..
             } => (transaction, Some(mapped)),
             Message::Refused(transaction) => (transaction, None),
             Message::Request(_) => return None,
@@ -215,6 +216,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::stun::Origin;
     use rand::SeedableRng;
 
     fn at(text: &str) -> SocketAddr {
@@ -230,7 +232,7 @@ mod tests {
         let Some(Message::Request(request)) = stun::parse(&sent.bytes) else {
             panic!("no request");
         };
-        request.answer(at(seen))
+        request.answer(at(seen), Origin::default())
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::gateway::mesh::Mesh;
 use crate::gateway::quota::QuotaConfig;
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
 use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
+use crate::gateway::stun::StunServer;
 use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
 use crate::statement::{
     ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
@@ -33,7 +34,7 @@ use crate::wire::carrier::{self, Carrier};
 use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};
-use crate::wire::stun::{self, Message};
+use crate::wire::stun::Change;
 
 pub use mesh::{MeshConfig, NoGateway, Signers};
 
@@ -42,9 +43,6 @@ const MAX_TRANSMIT: usize = 4096;
 
 /// Sources remembered apart by the limit of Resets.
 const MAX_SOURCES: usize = 16_384;
-
-/// STUN answers a second for one source (protocol.md section 4): forging it pays nobody.
-const STUN_PER_SECOND: u32 = 10;
 
 /// After a restart this many agents are told at once, and as many again after the pause.
 const RECOVERY_BATCH: usize = 256;
@@ -91,7 +89,7 @@ pub struct Core {
     /// None until it is known; no other gateway is believed before.
     signers: Option<Signers>,
     reset_limits: Limits,
-    stun_limits: Limits,
+    stun: StunServer,
     discovery: Discovery,
     rng: ChaCha20Rng,
     transmit: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -128,7 +126,7 @@ impl Core {
             mesh: Mesh::new(keys.gateway, keys.tunnel, gateways, mesh_rng),
             signers: None,
             reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
-            stun_limits: Limits::new(STUN_PER_SECOND, STUN_PER_SECOND, MAX_SOURCES),
+            stun: StunServer::new(),
             discovery: Discovery::new(),
             rng,
             transmit: VecDeque::new(),
@@ -270,7 +268,7 @@ impl Core {
         match Datagram::classify(bytes) {
             Some(Datagram::Frame) => return self.handle_frame(from, bytes, now, unix),
             Some(Datagram::WireGuard(kind)) => self.handle_wireguard(from, kind, bytes, now, unix),
-            Some(Datagram::Stun) => self.handle_stun(from, bytes, now),
+            Some(Datagram::Stun) => self.handle_stun(Change::NONE, from, bytes, now),
             Some(Datagram::Discover) => {
                 if let Some(offer) = self.discover(from, bytes, now) {
                     self.send(from, offer);
@@ -320,6 +318,25 @@ impl Core {
         self.transmit.pop_front()
     }
 
+    /// Takes on which endpoints, beside its own, it answers STUN; those of the version, one's own first.
+    pub fn set_stun_endpoints(&mut self, endpoints: &[(Change, SocketAddr)]) {
+        self.stun.set_endpoints(endpoints);
+    }
+
+    /// Takes a STUN message that came to the endpoint at `place`.
+    pub fn handle_stun(&mut self, place: Change, from: SocketAddr, bytes: &[u8], now: Instant) {
+        match self.stun.answer(place, from, bytes, now) {
+            Ok((Change::NONE, answer)) => self.send(from, answer),
+            Ok((place, answer)) => self.stun.queue(place, from, answer),
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+
+    /// Returns the next STUN answer that leaves from another endpoint than one's own.
+    pub fn poll_stun(&mut self) -> Option<(Change, SocketAddr, Vec<u8>)> {
+        self.stun.poll()
+    }
+
     /// Returns what of the batch taken last goes on next.
     pub fn poll_run(&mut self) -> Option<Run> {
         self.runs.poll()
@@ -356,23 +373,6 @@ impl Core {
                 .collect(),
             attachments: attachments.collect(),
             peers: self.peers(),
-        }
-    }
-
-    /// Tells whoever asks, within the limit of its source, where it was seen.
-    fn handle_stun(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
-        match stun::parse(bytes) {
-            // There is no endpoint to tell of.
-            Some(Message::Request(_)) if carrier::is_carrier(from) => {
-                self.drops.count(DropReason::DatagramUnknown);
-            }
-            Some(Message::Request(request)) if self.stun_limits.take(Source::of(from), now) => {
-                self.send(from, request.answer(from));
-            }
-            Some(Message::Request(_)) => self.drops.count(DropReason::StunLimited),
-            Some(Message::Refused(_) | Message::Success { .. }) | None => {
-                self.drops.count(DropReason::DatagramMalformed);
-            }
         }
     }
 

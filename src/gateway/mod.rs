@@ -1,5 +1,6 @@
 //! The gateway: attachments, forwarding table and frames.
 
+pub mod alternates;
 mod attach;
 pub mod batch;
 pub mod core;
@@ -9,9 +10,11 @@ mod links;
 pub mod measure;
 mod mesh;
 mod mft;
+mod port;
 pub mod quota;
 pub mod recovery;
 mod routes;
 pub mod server;
 pub mod status;
+mod stun;
 pub mod wss;

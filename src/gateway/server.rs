@@ -4,29 +4,28 @@ use std::{
     fmt::{self, Debug},
     future::pending,
     io,
-    net::{self, SocketAddr},
-    os::fd::AsFd,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use thiserror::Error;
 use tokio::{
-    io::Interest,
-    net::UdpSocket,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
+use crate::gateway::alternates::{Alternates, AlternatesConfig};
 use crate::gateway::batch::Run;
 use crate::gateway::core::{Core, CoreConfig, CoreKeys, Signers};
+use crate::gateway::port::Port;
 use crate::gateway::quota::QuotaConfig;
 use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
 use crate::gateway::status::GatewayStatus;
 use crate::gateway::wss::{Wss, WssConfig};
 use crate::id::{NetworkId, UnixTime};
 use crate::os::files::StateFile;
-use crate::os::udp::{Received, UdpError, UdpPort, bind_at};
+use crate::os::udp::{UdpError, bind_at};
 use crate::os::{clock, random};
 use crate::statement::{self, Revocation, Statement};
 use crate::wire::carrier::is_carrier;
@@ -55,6 +54,7 @@ pub struct GatewayConfig {
     pub offload: bool,
     /// None where frames come by UDP alone.
     pub wss: Option<WssConfig>,
+    pub stun: AlternatesConfig,
 }
 
 /// A gateway's identity and secrets.
@@ -122,21 +122,15 @@ pub struct Gateway {
     core: Core,
     /// At most one of each IP version.
     sockets: Vec<Port>,
+    alternates: Alternates,
     /// None where frames come by UDP alone.
     wss: Option<Wss>,
     recovery: Memory,
 }
 
-/// A bound socket.
-#[derive(Debug)]
-struct Port {
-    local: SocketAddr,
-    udp: UdpPort,
-    /// The same socket, as what tells that it is readable.
-    readiness: UdpSocket,
-}
-
 enum Event {
+    /// A socket for STUN alone has something.
+    Asked(usize),
     /// A connection brought datagrams that lie end to end, each but the last so many bytes long.
     Came(SocketAddr, Vec<u8>, usize),
     Command(Option<GatewayCommand>),
@@ -178,11 +172,17 @@ impl Gateway {
         });
         let wss = bound.transpose()?;
         let mut core = Core::new(config.core, keys, random::seed());
+        let own = sockets.iter().map(|port| port.local).collect::<Vec<_>>();
+        let alternates = Alternates::bind(&config.stun, &own);
+        let alternates =
+            alternates.map_err(|(address, source)| GatewayError::Listen { address, source })?;
+        core.set_stun_endpoints(&alternates.endpoints(&own));
         let (recovery, known) = Memory::open(&config.recovery);
         core.recover(known, clock::now());
         Ok(Self {
             core,
             sockets,
+            alternates,
             wss,
             recovery,
         })
@@ -214,6 +214,7 @@ impl Gateway {
                 command = commands.recv(), if commanded => Event::Command(command),
                 () = readable(self.sockets.first()) => Event::Readable(0),
                 () = readable(self.sockets.get(1)) => Event::Readable(1),
+                socket = self.alternates.readable() => Event::Asked(socket),
                 Some((from, bytes, stride)) = came(self.wss.as_mut()) => {
                     Event::Came(from, bytes, stride)
                 }
@@ -221,6 +222,10 @@ impl Gateway {
             };
             let (now, unix) = (clock::now(), clock::unix());
             match event {
+                Event::Asked(socket) => {
+                    self.alternates
+                        .receive(socket, &mut self.core, &mut buffer, now);
+                }
                 Event::Came(from, bytes, stride) => {
                     self.take_all((from, bytes, stride), now, unix);
                 }
@@ -329,6 +334,7 @@ impl Gateway {
         while let Some((to, bytes)) = self.core.poll_transmit() {
             self.send(to, &bytes, bytes.len(), Ecn::NotEct);
         }
+        self.alternates.transmit(&mut self.core);
     }
 
     /// Sends datagrams that lie end to end, or counts those that the kernel does not take.
@@ -353,28 +359,6 @@ impl Gateway {
             };
             bytes = bytes.get(count * stride..).unwrap_or_default();
         }
-    }
-}
-
-impl Port {
-    fn new(udp: UdpPort, offload: bool) -> io::Result<Self> {
-        if !offload {
-            udp.forbid_offload();
-        }
-        udp.merge_received();
-        // Agents ask by probes how long a frame may be: one that comes in fragments would mislead them.
-        udp.forbid_fragments();
-        let same = net::UdpSocket::from(udp.as_fd().try_clone_to_owned()?);
-        Ok(Self {
-            local: udp.local()?,
-            udp,
-            readiness: UdpSocket::from_std(same)?,
-        })
-    }
-
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let receive = || self.udp.recv_many(buffer);
-        self.readiness.try_io(Interest::READABLE, receive)
     }
 }
 

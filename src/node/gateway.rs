@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::GatewaySettings;
+use crate::gateway::alternates::AlternatesConfig;
 use crate::gateway::core::{CoreConfig, CoreKeys, MeshConfig};
 use crate::gateway::quota::QuotaConfig;
 use crate::gateway::server::{self, Gateway, GatewayCommand};
@@ -118,6 +119,10 @@ pub async fn serve(
         core: config.core(),
         offload: config.settings.udp.offload,
         wss: setup::wss(&config.settings)?,
+        stun: AlternatesConfig {
+            port: config.settings.stun.alternate_port,
+            addresses: config.settings.stun.alternate_addresses.clone(),
+        },
     };
     let core = CoreKeys {
         gateway: keys.identity.did(),

@@ -43,6 +43,12 @@ impl Datagram {
             {
                 Some(Self::Stun)
             }
+            // A request of RFC 3489, which has no cookie, but tells its length.
+            [0, 1, high, low, ..]
+                if usize::from(u16::from_be_bytes([*high, *low])) + STUN_HEADER == bytes.len() =>
+            {
+                Some(Self::Stun)
+            }
             [0x20, 0, 0, 0, ..] => Some(Self::Channel),
             [0xa2, ..] => Some(Self::Frame),
             [0xa3, ..] => Some(Self::Discover),
@@ -61,7 +67,8 @@ mod tests {
         let mut stun = vec![0, 1, 0, 0];
         stun.extend(STUN_COOKIE);
         stun.extend([7; 12]);
-        let cases: [(&[u8], Option<Datagram>); 10] = [
+        let classic = [&[0, 1, 0, 8][..], &[7; 24]].concat();
+        let cases: [(&[u8], Option<Datagram>); 12] = [
             (
                 &[1, 0, 0, 0, 9],
                 Some(Datagram::WireGuard(WireGuard::Initiation)),
@@ -72,6 +79,8 @@ mod tests {
             ),
             (&stun, Some(Datagram::Stun)),
             (&stun[..19], None),
+            (&classic, Some(Datagram::Stun)),
+            (&classic[..27], None),
             (&[0x20, 0, 0, 0, 1], Some(Datagram::Channel)),
             (&[0x20, 1, 0, 0], None),
             (&[0xa2], Some(Datagram::Frame)),

@@ -14,6 +14,7 @@ use std::{
 };
 
 use agentnet::engine::attach::{AttachConfig, Attachment, Inbound};
+use agentnet::gateway::alternates::AlternatesConfig;
 use agentnet::gateway::core::{CoreConfig, MeshConfig};
 use agentnet::gateway::server::{
     Gateway, GatewayCommand, GatewayConfig, GatewayError, GatewayKeys,
@@ -195,6 +196,7 @@ fn config(listen: SocketAddr, recovery: &Path) -> GatewayConfig {
         },
         offload: true,
         wss: None,
+        stun: AlternatesConfig::default(),
     }
 }
 

@@ -1,15 +1,23 @@
-//! STUN between our programs and those of coturn, which everybody else's speak to as well.
+//! STUN between our programs and those of coturn, which everybody else's speak to as well, and the client
+//! of before RFC 5389.
+
+pub(crate) mod behaviour;
 
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::{
-    lab::{Lab, in_lab, start_node_by, status, wait_attached},
+    lab::{GATEWAY, Lab, in_lab, start_node_by, status, wait_attached},
     process::Proc,
     site::{PUB, RA},
     world::{Host, wait_for, wait_within},
 };
+
+use behaviour::Behaviour;
+
+/// The second address of the public host.
+const SECOND: &str = "198.51.100.2";
 
 /// Where coturn listens on the public host.
 const COTURN: &str = "198.51.100.1:3478";
@@ -42,6 +50,85 @@ fn a_gateway_tells_a_foreign_client_where_it_is() {
             lengths.len()
         );
         assert!(lengths.iter().all(|length| *length <= 44), "{lengths:?}");
+    });
+}
+
+/// What the router of host a becomes, and what coturn's client and the classic one call that.
+const BEHAVIOURS: [(Behaviour, [&str; 2], &str); 4] = [
+    (
+        Behaviour::FullCone,
+        [
+            "Endpoint Independent Mapping",
+            "Endpoint Independent Filtering",
+        ],
+        "Primary: Independent Mapping, Independent Filter, preserves ports",
+    ),
+    (
+        Behaviour::AddressRestricted,
+        [
+            "Endpoint Independent Mapping",
+            "NAT with Address Dependent Filtering",
+        ],
+        "Primary: Independent Mapping, Address Dependent Filter, preserves ports",
+    ),
+    (
+        Behaviour::PortRestricted,
+        [
+            "Endpoint Independent Mapping",
+            "Address and Port Dependent Filtering",
+        ],
+        "Primary: Independent Mapping, Port Dependent Filter, preserves ports",
+    ),
+    (
+        Behaviour::Symmetric,
+        [
+            "Address and Port Dependent Mapping",
+            "Address and Port Dependent Filtering",
+        ],
+        "Primary: Dependent Mapping, random port",
+    ),
+];
+
+/// RFC 5780, RFC 3489: with a second port and address the gateway lets foreign clients find out how each
+/// kind of NAT maps and filters.
+#[test]
+fn foreign_clients_learn_how_a_nat_behaves() {
+    in_lab(|lab| {
+        second_endpoints(lab);
+        let classic = format!("timeout 15 stun {GATEWAY} 2>&1");
+        for (behaviour, expected, primary) in BEHAVIOURS {
+            behaviour.of(&lab.site.ra, "10.0.1.2");
+
+            let discover = format!("timeout 15 turnutils_natdiscovery -m -f -p 16201 {PUB}");
+            let said = lab.site.a.ok(&format!("{discover} 2>&1"));
+            for part in expected {
+                assert!(said.contains(part), "{behaviour:?}: {said}");
+            }
+            // Its exit code is its finding.
+            let said = lab.site.a.run(&classic).to_string();
+            assert!(said.contains(primary), "{behaviour:?}: {said}");
+        }
+        // No NAT, first with a filter and then without.
+        let said = lab.site.rb.run(&classic).to_string();
+        assert!(said.contains("Primary: Firewall"), "{said}");
+        lab.site.rb.ok("nft flush chain ip router in");
+        let said = lab.site.rb.run(&classic).to_string();
+        assert!(said.contains("Primary: Open"), "{said}");
+    });
+}
+
+/// Restarts the gateway with a second port and a second address, from which it answers STUN too.
+fn second_endpoints(lab: &mut Lab) {
+    let public = &lab.site.public;
+    public.ok(&format!("ip addr add {SECOND}/24 dev br0"));
+    lab.gateway.take().unwrap().stop();
+    public.ok(&format!(
+        "sed -i '/^\\[stun\\]/a alternate_port = 16204\\nalternate_addresses = [\"{SECOND}\"]' \
+         /var/lib/gateway/gateway.toml"
+    ));
+    lab.start_gateway();
+    wait_for("the gateway listens on all four", || {
+        lab.site.public.ok("ss -lun").matches(":16204 ").count() == 2
     });
 }
 

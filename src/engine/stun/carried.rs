@@ -257,7 +257,7 @@ mod tests {
         let Some(Message::Request(request)) = stun::parse(&sent.bytes) else {
             panic!("no request");
         };
-        stun::parse(&request.answer(at("192.0.2.1:41000"))).unwrap()
+        stun::parse(&request.answer(at("192.0.2.1:41000"), stun::Origin::default())).unwrap()
     }
 
     /// Returns what is asked until `end`, in milliseconds from the start.

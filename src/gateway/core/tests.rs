@@ -4,6 +4,7 @@ use super::*;
 use crate::gateway::forward::tests::{LEASE, UNIX, data, endpoint, frame, new, start};
 use crate::id::IdentityKey;
 use crate::wire::a2g::{Direction, HEADER, Header, HopKeys, Kind};
+use crate::wire::stun;
 
 /// Agents 1 and 2 are of one network, 10 is of another; 3 has the same endpoint as 2.
 const AGENTS: [u8; 4] = [1, 2, 3, 10];

@@ -37,6 +37,7 @@ fn the_answers_of_rfc_5769_are_read() {
         let expected = Message::Success {
             transaction,
             mapped,
+            origin: Origin::default(),
         };
         assert_eq!(parse(&bytes(vector)), Some(expected));
     }
@@ -50,7 +51,7 @@ fn the_request_of_rfc_5769_is_answered_by_what_is_unknown() {
     };
     assert_eq!(request.unknown, [0x0024]);
 
-    let answer = request.answer(at("192.0.2.1:1"));
+    let answer = request.answer(at("192.0.2.1:1"), Origin::default());
 
     assert_eq!(answer[..2], [0x01, 0x11]);
     assert_eq!(answer[20..28], [0, 9, 0, 4, 0, 0, 4, 20]);
@@ -65,13 +66,14 @@ fn an_answer_tells_where_the_request_came_from() {
     };
     for from in ["192.0.2.1:32853", "[2001:db8::7]:9", "[::ffff:192.0.2.9]:1"] {
         let from = at(from);
-        let answer = asked.answer(from);
+        let answer = asked.answer(from, Origin::default());
 
         let mapped = SocketAddr::new(from.ip().to_canonical(), from.port());
         let transaction = TRANSACTION;
         let told = Message::Success {
             transaction,
             mapped,
+            origin: Origin::default(),
         };
         assert_eq!(parse(&answer), Some(told));
     }
@@ -91,7 +93,70 @@ fn no_answer_is_much_longer_than_its_request() {
         check_length(&strange);
     }
     check_length(&bare);
+    let classic = [&[0, 1, 0, 0][..], &[7; 16]].concat();
+    check_length(&classic);
+    for change in [Change::NONE, Change::PORT, Change::BOTH] {
+        check_length(&request_from(&TRANSACTION, change));
+    }
     check_length(&request(&TRANSACTION));
+}
+
+/// All that a server may tell, at its longest.
+fn full() -> Origin {
+    Origin {
+        own: Some(at("[2001:db8::1]:1")),
+        other: Some(at("[2001:db8::2]:2")),
+    }
+}
+
+/// RFC 5780 sections 7.3 and 7.4: our requests have room for what servers of it tell.
+#[test]
+fn a_server_with_other_endpoints_tells_of_them() {
+    for change in [Change::NONE, Change::PORT, Change::BOTH] {
+        let Some(Message::Request(asked)) = parse(&request_from(&TRANSACTION, change)) else {
+            panic!("no request");
+        };
+        assert_eq!(asked.change(), change);
+
+        let answer = asked.answer(at("[2001:db8::7]:9"), full());
+
+        let Some(Message::Success { origin, .. }) = parse(&answer) else {
+            panic!("no answer");
+        };
+        assert_eq!(origin, full());
+        assert_eq!(
+            parse(&asked.refuse_change()),
+            Some(Message::Refused(TRANSACTION))
+        );
+    }
+}
+
+/// RFC 8489 section 11: a request without the cookie is of RFC 3489, and so is its answer.
+#[test]
+fn a_client_of_before_the_cookie_is_answered_in_its_words() {
+    let mut classic = vec![0, 1, 0, 8];
+    classic.extend([7; 16]);
+    classic.extend([0, 3, 0, 4, 0, 0, 0, 6]);
+    let Some(Message::Request(asked)) = parse(&classic) else {
+        panic!("no request");
+    };
+    assert_eq!(asked.change(), Change::BOTH);
+    let origin = Origin {
+        own: Some(at("198.51.100.2:2")),
+        other: Some(at("198.51.100.1:1")),
+    };
+
+    let answer = asked.answer(at("192.0.2.1:258"), origin);
+
+    let expected = [
+        &[1, 1, 0, 36][..],
+        &[7; 16],
+        &[0, 1, 0, 8, 0, 1, 1, 2, 192, 0, 2, 1],
+        &[0, 5, 0, 8, 0, 1, 0, 1, 198, 51, 100, 1],
+        &[0, 4, 0, 8, 0, 1, 0, 2, 198, 51, 100, 2],
+    ];
+    assert_eq!(answer, expected.concat());
+    assert_eq!(parse(&answer), None, "nobody here asks so");
 }
 
 fn check_length(asked: &[u8]) {
@@ -99,7 +164,7 @@ fn check_length(asked: &[u8]) {
         panic!("no request: {asked:?}");
     };
     for from in ["192.0.2.1:1", "[2001:db8::7]:9"] {
-        let answer = request.answer(at(from));
+        let answer = request.answer(at(from), full());
         assert!(answer.len() * 10 <= asked.len() * 22, "{}", answer.len());
     }
 }
@@ -127,12 +192,12 @@ proptest! {
         kind in prop::sample::select(vec![REQUEST, SUCCESS, ERROR, 7]),
         body in prop::collection::vec(any::<u8>(), 0..80),
     ) {
-        let mut message = Writer::new(kind, &TRANSACTION).0;
+        let mut message = Writer::new(kind, &id(&TRANSACTION)).0;
         message.extend(&body);
         message[3] = body.len() as u8;
         drop(parse(&body));
         if let Some(Message::Request(request)) = parse(&message) {
-            let answer = request.answer(at("[2001:db8::7]:9"));
+            let answer = request.answer(at("[2001:db8::7]:9"), full());
             prop_assert!(answer.len() * 10 <= message.len() * 22);
         }
     }
@@ -141,7 +206,7 @@ proptest! {
     fn attributes_in_any_order_are_read_or_refused(
         attributes in prop::collection::vec((any::<u16>(), prop::collection::vec(any::<u8>(), 0..24)), 0..6),
     ) {
-        let mut writer = Writer::new(SUCCESS, &TRANSACTION);
+        let mut writer = Writer::new(SUCCESS, &id(&TRANSACTION));
         for (kind, value) in &attributes {
             writer.attribute(*kind, value);
         }

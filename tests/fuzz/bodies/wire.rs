@@ -19,7 +19,7 @@ use agentnet::wire::icmp6::{Unreachable, packet_too_big, unreachable};
 use agentnet::wire::ip::{self, Ipv6View};
 use agentnet::wire::part::Reassembler;
 use agentnet::wire::srv;
-use agentnet::wire::stun::{self, Message};
+use agentnet::wire::stun::{self, Message, Origin};
 
 use super::input::Input;
 use super::memory::bounded;
@@ -206,9 +206,16 @@ pub(super) fn stun(data: &[u8]) {
         return;
     };
     for from in ["192.0.2.1:1", "[2001:db8::7]:9"] {
-        let answer = request.answer(from.parse().expect("an endpoint"));
+        let from = from.parse().expect("an endpoint");
+        let origin = Origin {
+            own: Some(from),
+            other: Some(from),
+        };
+        let answer = request.answer(from, origin);
         assert!(answer.len() * 10 <= data.len() * 22, "a flood");
-        assert!(stun::parse(&answer).is_some(), "not read");
+        // A client of before the cookie reads its answers itself.
+        let has_cookie = data.get(4..8) == Some(&[0x21, 0x12, 0xa4, 0x42]);
+        assert_eq!(stun::parse(&answer).is_some(), has_cookie, "not read");
     }
 }
 
