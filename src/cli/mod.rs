@@ -10,6 +10,7 @@ mod failure;
 mod gateway;
 mod join;
 mod leave;
+mod netcheck;
 mod network;
 mod output;
 mod path;
@@ -62,6 +63,7 @@ enum Command {
     Gateway(gateway::GatewayArgs),
     Join(join::JoinArgs),
     Leave(leave::LeaveArgs),
+    Netcheck(netcheck::NetcheckArgs),
     Network(network::NetworkArgs),
     Path(path::PathArgs),
     Peers(peers::PeersArgs),
@@ -140,6 +142,7 @@ impl Command {
             | Self::Down(_)
             | Self::Join(_)
             | Self::Leave(_)
+            | Self::Netcheck(_)
             | Self::Network(_)
             | Self::Path(_)
             | Self::Peers(_)
@@ -162,6 +165,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Gateway(args) => args.run(context).await,
         Command::Join(args) => args.run(context).await,
         Command::Leave(args) => args.run(context).await,
+        Command::Netcheck(args) => args.run(context).await,
         Command::Network(args) => args.run(context).await,
         Command::Path(args) => args.run(context).await,
         Command::Peers(args) => args.run(context).await,

@@ -21,6 +21,7 @@ use crate::node::{
     driver::{Core, Stopped, now},
     join::{self, JoinError},
     local_api::Control,
+    netcheck,
     running::{Change as Asked, Node},
 };
 use crate::os::clock;
@@ -28,11 +29,11 @@ use crate::registry::client::ClientError;
 use crate::statement::{Scope, token::JoinToken};
 use crate::wire::api::{
     local::{
-        AutoFrom, AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, OfAgent,
-        PathKind, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status,
-        TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Whois,
-        WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove,
-        WireGuardRemoved,
+        AutoFrom, AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left,
+        NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers, Pending, PingReply,
+        PingRequest, Status, TrustApprove, TrustChange, TrustChanged, TrustList, TrustName,
+        TrustRequest, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers,
+        WireGuardRemove, WireGuardRemoved,
     },
     problem::{Code, Problem},
 };
@@ -224,6 +225,10 @@ impl Node {
 impl Control for Node {
     async fn status(&self) -> Result<Status, Problem> {
         list::status(self).await
+    }
+
+    async fn netcheck(&self) -> Result<NetcheckTargets, Problem> {
+        Ok(self.handle.call(|core| netcheck::known(core)).await?)
     }
 
     async fn peers(&self, of: OfAgent) -> Result<Peers, Problem> {

@@ -196,7 +196,7 @@ fn make_carriers(
 }
 
 /// Tells whether the router is to be asked: peers are told no address of ours in the other modes.
-const fn wants_mapping(path: &PathSettings) -> bool {
+pub(super) const fn wants_mapping(path: &PathSettings) -> bool {
     matches!(path.mode, PathMode::Auto | PathMode::Direct) && path.port_mapping
 }
 

@@ -12,6 +12,7 @@ mod gateways;
 pub mod join;
 pub mod local_api;
 mod names;
+pub mod netcheck;
 mod network;
 pub mod owner;
 mod portmap;

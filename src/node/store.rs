@@ -10,7 +10,7 @@ use crate::os::{
 };
 
 /// Version of the state file's contents.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Why a state directory cannot be used.
 #[derive(Debug, Error)]

@@ -22,6 +22,9 @@ use tokio::{net::UdpSocket, time::timeout};
 /// How long a mapping is asked for; routers may give less.
 const LIFETIME: Duration = Duration::from_secs(3600);
 
+/// The same for one that is taken away at once, should that fail: routers take none that is shorter.
+const BRIEFLY: Duration = Duration::from_secs(120);
+
 /// What a router that answers at all answers within: three attempts.
 const ATTEMPTS: TimeoutConfig = TimeoutConfig {
     initial_timeout: Duration::from_millis(250),
@@ -91,6 +94,19 @@ impl fmt::Debug for Mapping {
 
 /// Has `router` lead a port of its own to UDP port `port` of this host, the same one if it may be.
 pub async fn open(router: Ipv4Addr, port: NonZeroU16) -> Result<Mapping, PortMapError> {
+    open_for(router, port, LIFETIME).await
+}
+
+/// The same to see whether it does: for two minutes, should nobody close it.
+pub async fn open_briefly(router: Ipv4Addr, port: NonZeroU16) -> Result<Mapping, PortMapError> {
+    open_for(router, port, BRIEFLY).await
+}
+
+async fn open_for(
+    router: Ipv4Addr,
+    port: NonZeroU16,
+    lifetime: Duration,
+) -> Result<Mapping, PortMapError> {
     let local = match source(router).await {
         Ok(local) => local,
         Err(error) => {
@@ -98,11 +114,11 @@ pub async fn open(router: Ipv4Addr, port: NonZeroU16) -> Result<Mapping, PortMap
             return Err(PortMapError { pcp, upnp });
         }
     };
-    let pcp = match request(router, local, port).await {
+    let pcp = match request((router, local), port, lifetime).await {
         Ok(mapping) => return Ok(mapping),
         Err(pcp) => pcp,
     };
-    let upnp = timeout(SEARCH + 4 * CALL, upnp(router, local, port)).await;
+    let upnp = timeout(SEARCH + 4 * CALL, upnp((router, local), port, lifetime)).await;
     let upnp = upnp.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
     upnp.map_err(|upnp| PortMapError { pcp, upnp })
 }
@@ -146,7 +162,7 @@ impl Mapping {
             }
             By::Upnp { router, internal } => {
                 let port = self.external.port();
-                let renewed = timeout(CALL * 2, add(&router, internal, port)).await;
+                let renewed = timeout(CALL * 2, add(&router, internal, port, self.lifetime)).await;
                 let renewed =
                     renewed.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
                 let external = renewed.map_err(|upnp| PortMapError {
@@ -194,10 +210,14 @@ pub async fn source(router: Ipv4Addr) -> std::io::Result<Ipv4Addr> {
     }
 }
 
-async fn request(router: Ipv4Addr, local: Ipv4Addr, port: NonZeroU16) -> Result<Mapping, String> {
+async fn request(
+    (router, local): (Ipv4Addr, Ipv4Addr),
+    port: NonZeroU16,
+    lifetime: Duration,
+) -> Result<Mapping, String> {
     let options = PortMappingOptions {
         external_port: Some(port),
-        lifetime_seconds: u32::try_from(LIFETIME.as_secs()).ok(),
+        lifetime_seconds: u32::try_from(lifetime.as_secs()).ok(),
         timeout_config: Some(ATTEMPTS),
     };
     let udp = InternetProtocol::Udp;
@@ -227,7 +247,11 @@ async fn made(mapping: PortMapping) -> Result<Mapping, String> {
     })
 }
 
-async fn upnp(router: Ipv4Addr, local: Ipv4Addr, port: NonZeroU16) -> Result<Mapping, String> {
+async fn upnp(
+    (router, local): (Ipv4Addr, Ipv4Addr),
+    port: NonZeroU16,
+    lifetime: Duration,
+) -> Result<Mapping, String> {
     let mut options = SearchOptions::default();
     options.bind_addr = SocketAddr::from((local, 0));
     options.timeout = Some(SEARCH);
@@ -241,10 +265,10 @@ async fn upnp(router: Ipv4Addr, local: Ipv4Addr, port: NonZeroU16) -> Result<Map
         ));
     }
     let internal = SocketAddr::from((local, port.get()));
-    let external = add(&found, internal, port.get()).await?;
+    let external = add(&found, internal, port.get(), lifetime).await?;
     Ok(Mapping {
         external,
-        lifetime: LIFETIME,
+        lifetime,
         by: By::Upnp {
             router: Box::new(found),
             internal,
@@ -257,9 +281,10 @@ async fn add(
     router: &Gateway<Tokio>,
     internal: SocketAddr,
     port: u16,
+    lifetime: Duration,
 ) -> Result<SocketAddrV4, String> {
     let (udp, name) = (PortMappingProtocol::UDP, "agentnet");
-    let seconds = u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX);
+    let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
     let ip = router.get_external_ip().await.map_err(|e| e.to_string())?;
     let same = router.add_port(udp, port, internal, seconds, name).await;
     let port = match same {

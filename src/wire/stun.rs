@@ -14,8 +14,9 @@ const HEADER: usize = 20; // bytes
 /// Fixed by RFC 8489 section 14.7 to tell STUN from what shares its port.
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
 
-/// Longest message looked at: more than a Binding ever takes on an underlay without fragments.
-const MAX_MESSAGE: usize = 1280; // bytes
+/// Longest message looked at: what a UDP datagram of one IPv4 packet on Ethernet holds, so that one may
+/// find out whether that arrives.
+const MAX_MESSAGE: usize = 1472; // bytes
 
 /// Attributes below this must be understood (RFC 8489 section 14).
 const OPTIONAL: u16 = 0x8000;
@@ -39,6 +40,7 @@ const REALM: u16 = 0x0014;
 const NONCE: u16 = 0x0015;
 const MESSAGE_INTEGRITY_SHA256: u16 = 0x001c;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const PADDING: u16 = 0x0026;
 const SOFTWARE: u16 = 0x8022;
 const FINGERPRINT: u16 = 0x8028;
 const RESPONSE_ORIGIN: u16 = 0x802b;
@@ -186,6 +188,17 @@ pub fn request_from(transaction: &Transaction, change: Change) -> Vec<u8> {
         writer.attribute(CHANGE_REQUEST, &[0, 0, 0, flags]);
     }
     writer.attribute(SOFTWARE, NAME);
+    writer.finish(true)
+}
+
+/// Makes a request of `length` bytes, as far as that goes, to see whether it arrives: any answer tells.
+///
+/// A server that does not pad its own answer refuses it, so answers are short (RFC 5780 section 7.6).
+pub fn request_of(transaction: &Transaction, length: usize) -> Vec<u8> {
+    let mut writer = Writer::new(REQUEST, &id(transaction));
+    let around = HEADER + 4 + 8;
+    let padding = length.min(MAX_MESSAGE).saturating_sub(around) / 4 * 4;
+    writer.attribute(PADDING, &vec![0; padding]);
     writer.finish(true)
 }
 

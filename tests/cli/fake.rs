@@ -8,12 +8,12 @@ use agentnet::node::local_api::{self, Control};
 use agentnet::statement::Scope;
 use agentnet::wire::api::local::{
     AgentStatus, AutoRemove, AutoRule, AutoRules, Down, Endpoint, EndpointKind, Family,
-    GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, OfAgent, PairState,
-    PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending, PendingRequest, PingOutcome,
-    PingReply, PingRequest, RegistryStatus, SessionState, Status, TrustApprove, TrustChange,
-    TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois, WhoisQuery, Why,
-    WireGuardAdd, WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers, WireGuardRef,
-    WireGuardRemove, WireGuardRemoved,
+    GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, NetcheckTargets,
+    OfAgent, PairState, PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending,
+    PendingRequest, PingOutcome, PingReply, PingRequest, RegistryStatus, SessionState, Status,
+    TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois,
+    WhoisQuery, Why, WireGuardAdd, WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers,
+    WireGuardRef, WireGuardRemove, WireGuardRemoved,
 };
 use agentnet::wire::api::problem::{Code, Problem};
 use agentnet::wire::carrier::Carrier;
@@ -198,6 +198,10 @@ impl Control for Fake {
                 cure: "check that this host can reach https://registry.test:8443".to_owned(),
             }],
         })
+    }
+
+    async fn netcheck(&self) -> Result<NetcheckTargets, Problem> {
+        Ok(NetcheckTargets::default())
     }
 
     async fn peers(&self, _: OfAgent) -> Result<Peers, Problem> {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The WAN address of host a's router. miniupnpd refuses the documentation's addresses as private.
-const WAN: &str = "9.9.9.11";
+pub(crate) const WAN: &str = "9.9.9.11";
 
 /// Where miniupnpd puts its rules.
 const CHAINS: &str = "
@@ -34,7 +34,7 @@ fn scatter(site: &Site) {
 }
 
 /// Gives host a's router an address that it believes to be public, known to its neighbours.
-fn make_public(site: &Site) {
+pub(crate) fn make_public(site: &Site) {
     site.ra.ok(&format!(
         "ip addr flush dev wan && ip addr add {WAN}/24 dev wan && ip route add 198.51.100.0/24 dev wan && \
          nft insert rule ip router through ct status dnat accept"
@@ -44,7 +44,7 @@ fn make_public(site: &Site) {
 }
 
 /// Starts a router's server, which speaks NAT-PMP and PCP or not.
-fn start_server(router: &Host, has_nat_pmp: bool) -> Proc {
+pub(crate) fn start_server(router: &Host, has_nat_pmp: bool) -> Proc {
     let nat_pmp = if has_nat_pmp { "yes" } else { "no" };
     router.ok(&format!(
         "echo '{CHAINS}' | nft -f - && \

@@ -2,6 +2,7 @@
 //! of before RFC 5389.
 
 pub(crate) mod behaviour;
+mod netcheck;
 
 use std::time::Duration;
 

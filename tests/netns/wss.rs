@@ -31,7 +31,7 @@ const RESTART: Duration = Duration::from_secs(15);
 const MEGABYTES: u64 = 32;
 
 /// Runs `body` in a world whose gateway takes WebSockets at port 443, with tokens and no agent.
-fn in_lab_with_wss<F: FnOnce(&mut Lab)>(body: F) {
+pub(crate) fn in_lab_with_wss<F: FnOnce(&mut Lab)>(body: F) {
     in_world_of::<F>(|world| {
         let mut lab = Lab::services_with(world, "--wss 198.51.100.1:443");
         lab.token("all", "--name '*' --uses 10");

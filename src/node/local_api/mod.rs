@@ -20,10 +20,10 @@ use tokio::sync::oneshot;
 use tracing::info;
 
 use crate::wire::api::local::{
-    AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, MAX_BODY, OfAgent, PathQuery,
-    PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove, TrustChanged,
-    TrustList, TrustName, TrustRequest, Version, Versioned, Whois, WhoisQuery, WireGuardAdd,
-    WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
+    AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, MAX_BODY, NetcheckTargets,
+    OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove,
+    TrustChanged, TrustList, TrustName, TrustRequest, Version, Versioned, Whois, WhoisQuery,
+    WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -37,6 +37,9 @@ const GRACE: Duration = Duration::from_secs(2);
 pub trait Control: Send + Sync + 'static {
     /// Returns the node as its operator sees it.
     async fn status(&self) -> Result<Status, Problem>;
+
+    /// Returns whom `agentnet netcheck` may ask.
+    async fn netcheck(&self) -> Result<NetcheckTargets, Problem>;
 
     /// Returns the agents with a consent to or from ours.
     async fn peers(&self, of: OfAgent) -> Result<Peers, Problem>;
@@ -132,6 +135,10 @@ fn router(control: Shared) -> Router {
         .route(
             "/v1/status",
             get(|State(c): State<Shared>| async move { answer(c.status().await) }),
+        )
+        .route(
+            "/v1/netcheck",
+            get(|State(c): State<Shared>| async move { answer(c.netcheck().await) }),
         )
         .route("/v1/path", get(path))
         .route("/v1/peers", get(peers))

@@ -131,6 +131,23 @@ fn a_server_with_other_endpoints_tells_of_them() {
     }
 }
 
+/// RFC 5780 section 7.6: a long request arrives or not, and its answer is short either way.
+#[test]
+fn a_request_of_any_length_is_read_and_refused() {
+    for length in [32, 1232, 1252, 1472] {
+        let bytes = request_of(&TRANSACTION, length);
+        assert_eq!(bytes.len(), length);
+        let Some(Message::Request(asked)) = parse(&bytes) else {
+            panic!("no request");
+        };
+
+        let answer = asked.answer(at("[2001:db8::7]:9"), full());
+
+        assert_eq!(parse(&answer), Some(Message::Refused(TRANSACTION)));
+        assert!(answer.len() < 64);
+    }
+}
+
 /// RFC 8489 section 11: a request without the cookie is of RFC 3489, and so is its answer.
 #[test]
 fn a_client_of_before_the_cookie_is_answered_in_its_words() {

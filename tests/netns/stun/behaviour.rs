@@ -46,4 +46,12 @@ impl Behaviour {
              add rule ip router through iifname wan drop;' | nft -f -"
         ));
     }
+
+    /// Has a full cone turn back what its hosts send to its outer address, to one of them.
+    pub(crate) fn hairpins(router: &Host, outer: &str, host: &str) {
+        router.ok(&format!(
+            "echo 'add rule ip cone pre iifname lan ip daddr {outer} udp dport 1024-65535 dnat to {host};
+             add rule ip router post iifname lan oifname lan masquerade;' | nft -f -"
+        ));
+    }
 }

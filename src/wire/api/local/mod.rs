@@ -4,6 +4,7 @@
 //! milliseconds by the daemon's clock, which each answer that tells ages carries as `now`.
 
 mod act;
+mod netcheck;
 mod owner;
 mod path;
 mod trust;
@@ -24,6 +25,10 @@ use crate::wire::carrier::Carrier;
 use crate::wire::channel::Suite;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
+pub use netcheck::{
+    CaptivePortal, NatFiltering, NatMappingKind, Netcheck, NetcheckFamily, NetcheckGateway,
+    NetcheckReach, NetcheckRegistry, NetcheckServer, NetcheckTargets,
+};
 pub use owner::{AgentRevoked, Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
 pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, PathReport, Why};
 pub use trust::{
