@@ -9,7 +9,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output::{self, Show};
 use crate::cli::text::{millis, span};
-use crate::cli::values::{TcpPort, duration};
+use crate::cli::values::{TcpPort, duration, pause};
 use crate::os::clock;
 use crate::wire::api::local::{
     PathKind, PathQuery, PathReport, PingOutcome, PingReply, PingRequest, Warning,
@@ -32,8 +32,8 @@ pub(super) struct PingArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: Option<u32>,
 
-    /// Wait this long between probes, as 1s or 1m
-    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    /// Wait this long between probes, as 1s or 200ms
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = pause)]
     interval: Duration,
 
     /// Wait this long for each answer, as 5s; or for the direct path [default: 5s, 30s]

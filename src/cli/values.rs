@@ -43,6 +43,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Ok(value)
 }
 
+/// Parses what stands between probes: as [`duration`], or `200ms`; at least 10 ms.
+pub(super) fn pause(text: &str) -> Result<Duration, String> {
+    let Some(number) = text.strip_suffix("ms") else {
+        return duration(text).map_err(|error| error.replace("(s, m,", "(ms, s, m,"));
+    };
+    let number = number.parse::<u64>();
+    let number = number.map_err(|_| "not a whole number and a unit, as 200ms or 1s".to_owned())?;
+    if number < 10 {
+        return Err("must be at least 10ms".to_owned());
+    }
+    Ok(Duration::from_millis(number).min(MAX_DURATION))
+}
+
 /// A TCP port as `tcp/8000`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct TcpPort(pub(super) u16);
@@ -124,6 +137,17 @@ impl Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_may_be_milliseconds() {
+        assert_eq!(pause("200ms"), Ok(Duration::from_millis(200)));
+        assert_eq!(pause("2s"), Ok(Duration::from_secs(2)));
+        for text in ["9ms", "ms", "-5ms", "1.5ms", "0s", "5"] {
+            assert!(pause(text).is_err(), "{text}");
+        }
+        let said = pause("1y").unwrap_err();
+        assert_eq!(said, "`y` is not a unit (ms, s, m, h, d or w)");
+    }
 
     #[test]
     fn a_duration_is_a_number_with_a_unit() {

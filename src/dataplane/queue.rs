@@ -25,7 +25,7 @@ use crate::dataplane::counters::Snapshot;
 use crate::dataplane::shard::owner;
 use crate::dataplane::tables::{Realm, Tables};
 use crate::engine::channel::Passed;
-use crate::engine::{ChannelEvent, HopEvent};
+use crate::engine::{ChannelEvent, HopEvent, Transmit};
 use crate::id::OverlayIp;
 use crate::os::wss;
 use crate::policy::Pair;
@@ -148,7 +148,7 @@ pub(super) enum Command {
     RemoveTun(OverlayIp, oneshot::Sender<()>),
     Resume(Vec<OutPacket>),
     Send(Vec<(SocketAddr, Vec<u8>)>),
-    SendWhole(SocketAddr, Vec<u8>),
+    SendAlone(Transmit),
     Shutdown,
 }
 
@@ -158,7 +158,7 @@ impl Command {
         match self {
             Self::Carried(all) => all.count(),
             Self::Deliver(packets) => packets.len(),
-            Self::Inject { .. } | Self::SendWhole(..) => 1,
+            Self::Inject { .. } | Self::SendAlone(_) => 1,
             Self::Resume(packets) => packets.len(),
             Self::Send(datagrams) => datagrams.len(),
             Self::AddTun { .. }
@@ -227,9 +227,9 @@ impl DataplaneHandle {
         self.submit_first(Command::Send(datagrams));
     }
 
-    /// Sends a datagram that is never cut in fragments.
-    pub fn send_whole(&self, to: SocketAddr, bytes: Vec<u8>) {
-        self.submit_first(Command::SendWhole(to, bytes));
+    /// Sends a datagram that travels in a way of its own.
+    pub fn send_alone(&self, transmit: Transmit) {
+        self.submit_first(Command::SendAlone(transmit));
     }
 
     /// Delivers decrypted packets to local programs, if the filter lets them.

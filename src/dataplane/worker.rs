@@ -330,7 +330,7 @@ impl Worker {
                 }
                 Command::Resume(packets) => self.resume(packets),
                 Command::Send(datagrams) => self.send(&datagrams),
-                Command::SendWhole(to, bytes) => self.send_whole(to, &bytes),
+                Command::SendAlone(transmit) => self.send_alone(&transmit),
                 Command::Shutdown => return false,
             }
         }

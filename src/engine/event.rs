@@ -22,8 +22,19 @@ pub struct Time {
 pub struct Transmit {
     pub to: SocketAddr,
     pub bytes: Vec<u8>,
-    /// Whether it arrives in one piece or not at all: it asks how large a datagram may be.
-    pub is_whole: bool,
+    pub travel: Travel,
+}
+
+/// How a datagram is to travel.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Travel {
+    /// It may be cut in fragments on its way.
+    #[default]
+    Freely,
+    /// It arrives in one piece or not at all: it asks how large a datagram may be.
+    Whole,
+    /// By few hops, over IPv4 only: it opens the NATs on our side, and reaches none on the other's.
+    Briefly,
 }
 
 impl Transmit {
@@ -32,7 +43,7 @@ impl Transmit {
         Self {
             to,
             bytes,
-            is_whole: false,
+            travel: Travel::Freely,
         }
     }
 }

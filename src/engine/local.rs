@@ -297,19 +297,14 @@ impl Local {
     fn carry(&mut self, peer: OverlayIp, made: Vec<PeerOutput>, time: Time, out: &mut Out) {
         for output in made {
             match output {
-                PeerOutput::Datagram(Path::Relay, _) | PeerOutput::Whole(Path::Relay, _) => {
+                PeerOutput::Datagram(Path::Relay, _) | PeerOutput::Alone(Path::Relay, ..) => {
                     self.relay(peer, &output, time.now, out);
                 }
                 PeerOutput::Datagram(Path::Direct(to), bytes) => {
                     out.transmits.push_back(Transmit::new(to, bytes));
                 }
-                PeerOutput::Whole(Path::Direct(to), bytes) => {
-                    let is_whole = true;
-                    out.transmits.push_back(Transmit {
-                        to,
-                        bytes,
-                        is_whole,
-                    });
+                PeerOutput::Alone(Path::Direct(to), bytes, travel) => {
+                    out.transmits.push_back(Transmit { to, bytes, travel });
                 }
                 PeerOutput::Doubt(doubt) => self.reflexive.doubt(doubt, time.now),
                 PeerOutput::Packet(way, packet) if control::is_control(&packet) => {

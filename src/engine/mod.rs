@@ -49,7 +49,7 @@ use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 use zeroize::Zeroizing;
 
-pub use event::{ChannelEvent, Event, HopEvent, Packet, Time, Transmit};
+pub use event::{ChannelEvent, Event, HopEvent, Packet, Time, Transmit, Travel};
 pub use peer::{PeerState, PeerStats};
 
 use crate::engine::{

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::engine::{
+    Travel,
     channel::{ChannelAgent, ChannelConfig, Route},
     gossip::Gossip,
     installed::Install,
@@ -65,8 +66,8 @@ const EPHEMERAL: std::ops::Range<usize> = 8..40;
 pub(crate) enum PeerOutput {
     /// A WireGuard message for the peer, and the way it goes.
     Datagram(Path, Vec<u8>),
-    /// The same, which arrives in one piece or not at all.
-    Whole(Path, Vec<u8>),
+    /// The same, which travels in a way of its own.
+    Alone(Path, Vec<u8>, Travel),
     /// Our endpoint may have changed.
     Doubt(Doubt),
     /// A plain packet from the peer, user data or a control message, and the way it came.

@@ -14,7 +14,7 @@ use crate::dataplane::{
     DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
 };
 use crate::engine::{
-    Engine, Event, Time,
+    Engine, Event, Time, Travel,
     membership::State,
     path::{Mode, Path},
 };
@@ -245,10 +245,9 @@ impl Core {
         }
         let mut datagrams = Vec::new();
         while let Some(transmit) = self.engine.poll_transmit() {
-            if transmit.is_whole {
-                self.dataplane.send_whole(transmit.to, transmit.bytes);
-            } else {
-                datagrams.push((transmit.to, transmit.bytes));
+            match transmit.travel {
+                Travel::Freely => datagrams.push((transmit.to, transmit.bytes)),
+                Travel::Whole | Travel::Briefly => self.dataplane.send_alone(transmit),
             }
         }
         if !datagrams.is_empty() {

@@ -1,9 +1,10 @@
 //! The UDP socket of the underlay: both IP versions on one port.
 
 mod receive;
+mod send;
 
 use std::{
-    io::{self, IoSlice},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicBool, Ordering},
@@ -13,31 +14,20 @@ use nix::{
     errno::Errno,
     libc::{sock_filter, sock_fprog},
     sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage,
-        bind as bind_fd, getsockopt, sendmsg, setsockopt, socket,
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind as bind_fd, getsockopt,
+        setsockopt, socket,
         sockopt::{
             AttachReusePortCbpf, IpRecvTos, Ipv6RecvTClass, Ipv6V6Only, RcvBuf, RcvBufForce,
             ReusePort, SndBuf, SndBufForce, UdpGroSegment,
         },
     },
 };
-use rustix::net::sockopt::{
-    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
-};
 use thiserror::Error;
-
-use crate::wire::ecn::Ecn;
 
 pub use receive::Received;
 
 /// Holds a burst of 3,000 full datagrams while the worker is busy elsewhere.
 const BUFFER: usize = 4 << 20;
-
-/// Datagrams that one call sends: what every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS).
-const MAX_CUT: usize = 64;
-
-/// Bytes that one call sends: the longest UDP payload over IPv4.
-const MAX_SENT: usize = 65_507;
 
 /// What stops a socket from being bound.
 #[derive(Debug, Error)]
@@ -257,125 +247,6 @@ impl UdpPort {
     pub fn forbid_cutting(&self) {
         self.cuts.store(false, Ordering::Relaxed);
     }
-
-    /// Sends one datagram.
-    pub fn send_to(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
-        self.socket.send_to(bytes, self.as_sent(to))
-    }
-
-    /// Never lets the kernel cut datagrams in fragments: what is too long for the way is not sent.
-    pub fn forbid_fragments(&self) {
-        self.set_discovery(Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
-    }
-
-    /// Sends one datagram that is never cut in fragments: it arrives whole or not at all, whatever the
-    /// kernel believes of the path.
-    pub fn send_whole(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
-        self.set_discovery(Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
-        let sent = self.send_to(bytes, to);
-        self.set_discovery(Ipv4PathMtuDiscovery::WANT, Ipv6PathMtuDiscovery::WANT);
-        sent
-    }
-
-    fn set_discovery(&self, v4: Ipv4PathMtuDiscovery, v6: Ipv6PathMtuDiscovery) {
-        // A socket of one version has one of both.
-        let set = [
-            set_ip_mtu_discover(&self.socket, v4),
-            set_ipv6_mtu_discover(&self.socket, v6),
-        ];
-        if let [Err(error), Err(_)] = set {
-            tracing::debug!(%error, "Cannot choose whether datagrams are cut");
-        }
-    }
-
-    /// Sends datagrams that lie end to end, each but the last `stride` bytes long, in as few calls
-    /// as the kernel allows; when only some could be sent, the error is of the others.
-    pub fn send_many(
-        &self,
-        mut bytes: &[u8],
-        stride: usize,
-        to: SocketAddr,
-        ecn: Ecn,
-    ) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let sent = self.send_some(bytes, stride, to, ecn)?;
-            bytes = bytes.get(sent * stride..).unwrap_or_default();
-        }
-        Ok(())
-    }
-
-    /// Sends the first of datagrams that lie end to end, each but the last `stride` bytes long, and
-    /// returns how many; an error means that none was sent.
-    pub fn send_some(
-        &self,
-        bytes: &[u8],
-        stride: usize,
-        to: SocketAddr,
-        ecn: Ecn,
-    ) -> io::Result<usize> {
-        let most = MAX_CUT.min(MAX_SENT / stride.max(1)).max(1);
-        let bytes = bytes.get(..most * stride).unwrap_or(bytes);
-        if bytes.len() > stride && self.cuts.load(Ordering::Relaxed) {
-            let size = u16::try_from(stride).map_err(|_| Errno::EMSGSIZE)?;
-            match self.send_marked(bytes, Some(size), to, ecn) {
-                Ok(_) => return Ok(bytes.len().div_ceil(stride)),
-                // The path takes less: sent alone, each is cut in fragments.
-                Err(Errno::EMSGSIZE) => {}
-                // Devices without checksum offload, and old kernels.
-                Err(errno @ (Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
-                    tracing::info!(%errno, "The kernel does not cut datagrams here");
-                    self.forbid_cutting();
-                }
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        for (sent, datagram) in bytes.chunks(stride.max(1)).enumerate() {
-            match self.send_marked(datagram, None, to, ecn) {
-                Ok(_) => {}
-                Err(errno) if sent == 0 => return Err(errno.into()),
-                // It comes again with the next call.
-                Err(_) => return Ok(sent),
-            }
-        }
-        Ok(bytes.len().div_ceil(stride.max(1)))
-    }
-
-    /// Sends one datagram, or several that the kernel cuts at `size`.
-    fn send_marked(
-        &self,
-        bytes: &[u8],
-        size: Option<u16>,
-        to: SocketAddr,
-        ecn: Ecn,
-    ) -> nix::Result<usize> {
-        let parts = [IoSlice::new(bytes)];
-        let (tos, class, size) = (ecn.bits(), i32::from(ecn.bits()), size.unwrap_or(0));
-        // What goes to an IPv4-mapped address leaves with an IPv4 header.
-        let mark = if to.ip().to_canonical().is_ipv4() {
-            ControlMessage::Ipv4Tos(&tos)
-        } else {
-            ControlMessage::Ipv6TClass(&class)
-        };
-        let both = [mark, ControlMessage::UdpGsoSegments(&size)];
-        let messages = match (ecn, size) {
-            (Ecn::NotEct, 0) => &[],
-            (Ecn::NotEct, _) => &both[1..],
-            (Ecn::Ce | Ecn::Ect0 | Ecn::Ect1, 0) => &both[..1],
-            (Ecn::Ce | Ecn::Ect0 | Ecn::Ect1, _) => &both[..],
-        };
-        let fd = self.socket.as_raw_fd();
-        let to = SockaddrStorage::from(self.as_sent(to));
-        sendmsg(fd, &parts, messages, MsgFlags::empty(), Some(&to))
-    }
-
-    fn as_sent(&self, to: SocketAddr) -> SocketAddr {
-        match to {
-            SocketAddr::V4(v4) if self.is_dual => {
-                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
-            }
-            SocketAddr::V4(_) | SocketAddr::V6(_) => to,
-        }
-    }
 }
 
 impl AsFd for UdpPort {
@@ -387,7 +258,10 @@ impl AsFd for UdpPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, sockopt::Ipv4RecvTtl};
+
     use crate::os::clock;
+    use crate::wire::ecn::Ecn;
     use std::time::Duration;
 
     fn receive(port: &UdpPort) -> (Vec<u8>, SocketAddr) {
@@ -574,6 +448,34 @@ mod tests {
             sender.send_to(&[byte, 9], to).unwrap();
             let (bytes, _) = receive(&sockets[usize::from(byte)]);
             assert_eq!(bytes, [byte, 9]);
+        }
+    }
+
+    #[test]
+    fn what_goes_briefly_reaches_a_neighbour_and_is_of_ipv4() {
+        for port in [
+            bind(0).unwrap(),
+            bind_at("127.0.0.1:0".parse().unwrap()).unwrap(),
+        ] {
+            let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+            setsockopt(&near, Ipv4RecvTtl, &true).unwrap();
+            let to = near.local_addr().unwrap();
+
+            assert_eq!(port.send_briefly(b"open", to).unwrap(), 4);
+            let mut buffer = [0; 16];
+            let mut space = nix::cmsg_space!(i32);
+            let mut parts = [io::IoSliceMut::new(&mut buffer)];
+            let fd = near.as_raw_fd();
+            let got =
+                recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), MsgFlags::empty());
+            let got = got.unwrap();
+            let is_ttl =
+                |message: &ControlMessageOwned| matches!(message, ControlMessageOwned::Ipv4Ttl(3));
+            assert!(got.cmsgs().unwrap().any(|message| is_ttl(&message)));
+            assert!(
+                port.send_briefly(b"open", "[2001:db8::1]:9".parse().unwrap())
+                    .is_err()
+            );
         }
     }
 

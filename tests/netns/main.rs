@@ -13,6 +13,7 @@ mod endure;
 mod evil;
 mod evil_registry;
 mod garbage;
+mod grid;
 mod homes;
 mod idle;
 mod joining;

@@ -9,7 +9,7 @@ pub(crate) const RA: &str = "198.51.100.11";
 pub(crate) const RB: &str = "198.51.100.12";
 
 /// What a router does: hides its hosts, lets answers in, drops everything else from outside.
-const ROUTER: &str = "
+pub(crate) const ROUTER: &str = "
 table ip router {
     chain post { type nat hook postrouting priority srcnat; policy accept;
         oifname wan masquerade

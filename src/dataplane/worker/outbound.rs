@@ -15,6 +15,7 @@ use crate::dataplane::switch::Outbound;
 use crate::dataplane::tables::Realm;
 use crate::dataplane::worker::{BATCH, FIRST_UDP, IDLE, Worker, tun_interest};
 use crate::engine::channel::Volume;
+use crate::engine::{Transmit, Travel};
 use crate::id::OverlayIp;
 use crate::policy::Pair;
 use crate::wire::carrier::is_carrier;
@@ -299,13 +300,18 @@ impl Worker {
         }
     }
 
-    /// Sends a datagram that is never cut in fragments.
-    pub(super) fn send_whole(&mut self, to: SocketAddr, bytes: &[u8]) {
-        if is_carrier(to) {
-            self.carry(to, bytes, bytes.len());
+    /// Sends a datagram of the engine that travels in a way of its own.
+    pub(super) fn send_alone(&mut self, transmit: &Transmit) {
+        let Transmit { to, bytes, travel } = transmit;
+        if is_carrier(*to) {
+            self.carry(*to, bytes, bytes.len());
         } else if let Some(port) = self.ports.first() {
-            let sent = port.udp.send_whole(bytes, to);
-            self.note_sent(&sent, to);
+            let sent = match travel {
+                Travel::Freely => port.udp.send_to(bytes, *to),
+                Travel::Whole => port.udp.send_whole(bytes, *to),
+                Travel::Briefly => port.udp.send_briefly(bytes, *to),
+            };
+            self.note_sent(&sent, *to);
         }
     }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Instant};
 
 use crate::engine::{
     attach::{Attachment, Inbound},
-    event::{Event, HopEvent, Out, Time, Transmit},
+    event::{Event, HopEvent, Out, Time, Transmit, Travel},
     homes::Offer,
     hop::Slot,
     local::Local,
@@ -163,9 +163,9 @@ impl Local {
         now: Instant,
         out: &mut Out,
     ) {
-        let (message, is_whole) = match output {
-            PeerOutput::Datagram(_, message) => (message, false),
-            PeerOutput::Whole(_, message) => (message, true),
+        let (message, travel) = match output {
+            PeerOutput::Datagram(_, message) => (message, Travel::Freely),
+            PeerOutput::Alone(_, message, travel) => (message, *travel),
             PeerOutput::Doubt(_) | PeerOutput::Packet(..) => return,
         };
         let is_handshake = matches!(
@@ -195,11 +195,7 @@ impl Local {
                 .and_then(|attachment| attachment.wrap(peer, message, now));
             if let Some((to, bytes)) = framed {
                 is_sent = true;
-                out.transmits.push_back(Transmit {
-                    to,
-                    bytes,
-                    is_whole,
-                });
+                out.transmits.push_back(Transmit { to, bytes, travel });
             }
         }
         if !is_sent {

@@ -70,6 +70,8 @@ pub struct Probe {
     /// How long the packet is to be made, and then it must arrive in one piece or not at all; None for
     /// the shortest.
     pub size: Option<u16>,
+    /// Whether it is to open the NATs on our side alone, and nobody is expected to answer.
+    pub is_brief: bool,
 }
 
 /// Why our endpoint may be another than the one that the peer was told, as after a reboot of a NAT.

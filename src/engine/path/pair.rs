@@ -45,6 +45,12 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 const STRANGE_RETRY: Duration = Duration::from_secs(120);
 const LONGEST_STRANGE_RETRY: Duration = Duration::from_secs(600);
 
+/// Time from opening the NATs on our side to the first probe, in which the peer opens those on its side.
+///
+/// A probe that comes to a router before its own host has sent there makes some of them take another
+/// port for that host: Linux does, without a filter on what is for itself, as container hosts are.
+const OPENING: Duration = Duration::from_millis(150);
+
 /// Shortest pause before a silent endpoint is asked because somebody wants to know.
 const CURIOUS: Duration = Duration::from_secs(10);
 
@@ -57,6 +63,10 @@ pub(super) struct Pair {
     pub(super) priority: u32,
     /// Our number of the path in probes.
     pub(super) number: u16,
+    /// Whether NATs may be on the way.
+    has_nats: bool,
+    /// Whether those on our side are to be opened before the first probe.
+    pub(super) is_shut: bool,
     /// Whether the peer names it now.
     pub(super) is_listed: bool,
     pub(super) state: PairState,
@@ -89,6 +99,8 @@ impl Pair {
             class,
             priority: 0,
             number,
+            has_nats: false,
+            is_shut: false,
             is_listed: false,
             state: PairState::Unprobed,
             has_answered: false,
@@ -107,13 +119,20 @@ impl Pair {
         }
     }
 
+    fn to(endpoint: SocketAddr, number: u16) -> Self {
+        let mut pair = Self::new(Class::of(endpoint), number);
+        pair.has_nats = endpoint.is_ipv4() && pair.class == Class::Wan;
+        pair
+    }
+
     pub(super) fn relay() -> Self {
         Self::new(Class::Relay, 1)
     }
 
     /// An endpoint the peer named, which left `tries` probes unanswered before.
     pub(super) fn listed(candidate: &Candidate, number: u16, tries: u8, now: Instant) -> Self {
-        let mut pair = Self::new(Class::of(candidate.endpoint), number);
+        let mut pair = Self::to(candidate.endpoint, number);
+        pair.is_shut = pair.has_nats;
         pair.list(candidate);
         pair.tries = tries;
         if tries >= MAX_TRIES {
@@ -127,7 +146,7 @@ impl Pair {
 
     /// An endpoint that something authentic came from.
     pub(super) fn learned(endpoint: SocketAddr, number: u16, now: Instant) -> Self {
-        let mut pair = Self::new(Class::of(endpoint), number);
+        let mut pair = Self::to(endpoint, number);
         pair.revived = Some(now);
         pair
     }
@@ -138,8 +157,9 @@ impl Pair {
         self.is_listed = true;
     }
 
-    /// Begins anew: up to five probes, the first at once.
+    /// Begins anew: up to five probes, the first at once or as soon as the NATs are open.
     pub(super) const fn restart(&mut self, now: Instant) {
+        self.is_shut = self.has_nats;
         self.state = PairState::Unprobed;
         self.tries = 0;
         self.misses = 0;
@@ -160,6 +180,7 @@ impl Pair {
 
     /// Something authentic came on this path, so the way here is open: the way there may be now.
     pub(super) fn heard(&mut self, now: Instant) {
+        self.is_shut = false;
         match self.state {
             PairState::Alive { .. } => {}
             PairState::Dead => {
@@ -178,6 +199,12 @@ impl Pair {
                 }
             }
         }
+    }
+
+    /// The NATs on our side were opened.
+    pub(super) fn opened(&mut self, now: Instant) {
+        self.is_shut = false;
+        self.wanted = Some(now + OPENING);
     }
 
     pub(super) fn asked(&mut self, now: Instant) {

@@ -11,6 +11,9 @@ use crate::engine::path::{Path, Probe};
 /// Pause between probes to one peer, which makes at most 20 per second (protocol.md section 6).
 const GAP: Duration = Duration::from_millis(50);
 
+/// Pause after one that comes to nobody.
+const BRIEF_GAP: Duration = Duration::from_millis(10);
+
 /// Time after which a probe counts as lost: more than any RTT but congestion's.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -73,13 +76,27 @@ impl Probes {
             patience: sized.map_or(PATIENCE, |(_, patience)| patience),
         };
         self.under_way.insert(id, sent);
+        let is_brief = false;
         self.made.push_back(Probe {
             id,
             number,
             path,
             size,
+            is_brief,
         });
         self.free_at = now + GAP;
+    }
+
+    /// Makes a probe that only opens the NATs on our side.
+    pub(super) fn open(&mut self, path: Path, number: u16, now: Instant) {
+        self.made.push_back(Probe {
+            id: self.rng.next_u64(),
+            number,
+            path,
+            size: None,
+            is_brief: true,
+        });
+        self.free_at = now + BRIEF_GAP;
     }
 
     pub(super) fn poll(&mut self) -> Option<Probe> {

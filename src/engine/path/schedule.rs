@@ -162,11 +162,12 @@ impl PathAgent {
             let due = self.due(**path, pair);
             due.is_some_and(|(at, due)| due == Due::Probe && at <= now)
         });
-        // What is in use first, then whoever was asked least often, near before far.
+        // What is in use first, then NATs to open, then whoever was asked least often, near before far.
         let next = due.min_by_key(|(path, pair)| {
             let is_spare = self.current != Some(**path) && **path != Path::Relay;
             (
                 is_spare,
+                !pair.is_shut,
                 pair.tries(),
                 pair.class,
                 Reverse(pair.priority),
@@ -180,8 +181,13 @@ impl PathAgent {
             if is_strange(path, pair) {
                 self.strange.take(now);
             }
-            pair.asked(now);
-            self.probes.make(path, pair.number, None, now);
+            if pair.is_shut {
+                pair.opened(now);
+                self.probes.open(path, pair.number, now);
+            } else {
+                pair.asked(now);
+                self.probes.make(path, pair.number, None, now);
+            }
         }
     }
 

@@ -70,6 +70,8 @@ struct World {
     replies: BTreeMap<Instant, Vec<(Path, u64)>>,
     /// Every probe: when and where to.
     sent: Vec<(Duration, Path)>,
+    /// The same of those that open the NATs on our side.
+    opened: Vec<(Duration, Path)>,
     told: Vec<Duration>,
     /// The largest packet that any path carries.
     widest: u16,
@@ -88,6 +90,7 @@ impl World {
             echoes: true,
             replies: BTreeMap::new(),
             sent: Vec::new(),
+            opened: Vec::new(),
             told: Vec::new(),
             widest: 1440,
         }
@@ -176,6 +179,10 @@ impl World {
     fn drain(&mut self) {
         while let Some(probe) = self.agent.poll_probe() {
             let Probe { id, path, .. } = probe;
+            if probe.is_brief {
+                self.opened.push((self.now - self.start, path));
+                continue;
+            }
             match probe.size {
                 Some(size) if size > self.widest => continue,
                 Some(_) => {}

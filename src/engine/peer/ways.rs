@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::{
+    Travel,
     path::{Path, PathAgent, Probe},
     peer::{Peer, PeerOutput, REKEY_ELSEWHERE, Relay},
 };
@@ -98,12 +99,14 @@ impl Peer {
             id, number, path, ..
         } = probe;
         let message = Control::Probe { id, path: number };
-        let Some(size) = probe.size else {
-            return self.send_control(&message, path, now, out);
+        let (packet, travel) = match (probe.size, probe.is_brief) {
+            (Some(size), _) => (message.padded(usize::from(size)), Travel::Whole),
+            (None, true) => (message.packet(), Travel::Briefly),
+            (None, false) => return self.send_control(&message, path, now, out),
         };
-        let packet = message.padded(usize::from(size));
+        let packet: Option<Vec<u8>> = packet;
         match packet.and_then(|packet| self.session.seal(&packet, now)) {
-            Some(sealed) => out.push(PeerOutput::Whole(path, sealed)),
+            Some(sealed) => out.push(PeerOutput::Alone(path, sealed, travel)),
             None => self.path.handle_no_session(),
         }
     }

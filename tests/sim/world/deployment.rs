@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agentnet::engine::{Engine, Event, Time};
+use agentnet::engine::{Engine, Event, Time, Transmit};
 use agentnet::gateway::core::Core;
 use agentnet::gateway::recovery::Recovery;
 use agentnet::id::OverlayIp;
@@ -18,7 +18,7 @@ use crate::pair::{new_gateway, now};
 use crate::world::dice::Dice;
 use crate::world::faults::Fault;
 use crate::world::host::Host;
-use crate::world::internet::{Flight, Internet, Node};
+use crate::world::internet::{Flight, Internet, Node, freely};
 use crate::world::ledger::Ledger;
 use crate::world::nat::NatKind;
 use crate::world::registry::Registry;
@@ -227,16 +227,17 @@ impl Deployment {
     }
 
     /// Puts a datagram on the internet.
-    pub(crate) fn transmit(&mut self, sender: Node, to: SocketAddr, bytes: Vec<u8>) {
-        let now = clock::now();
-        self.trail.sent(sender, to, &bytes, now - self.start);
+    pub(crate) fn transmit(&mut self, sender: Node, transmit: Transmit) {
+        let (now, to) = (clock::now(), transmit.to);
+        self.trail
+            .sent(sender, to, &transmit.bytes, now - self.start);
         if let Node::Host(host) = sender {
             self.sent[host] += 1;
         }
-        if self.is_lost_by_fault(sender, to, &bytes) {
+        if self.is_lost_by_fault(sender, to, &transmit.bytes) {
             return;
         }
-        for (at, flight) in self.internet.send(sender, to, bytes, now) {
+        for (at, flight) in self.internet.send(sender, transmit, now) {
             if self.captured.len() >= MAX_CAPTURED {
                 self.captured.pop_front();
             }
@@ -270,7 +271,7 @@ impl Deployment {
 
     fn drain_gateway(&mut self) {
         while let Some((to, bytes)) = self.gateway.as_mut().and_then(Core::poll_transmit) {
-            self.transmit(Node::Gateway, to, bytes);
+            self.transmit(Node::Gateway, freely(to, bytes));
         }
     }
 
@@ -292,7 +293,7 @@ impl Deployment {
                 self.deliver(host, peer, bytes);
             }
             for transmit in made.transmits {
-                self.transmit(Node::Host(host), transmit.to, transmit.bytes);
+                self.transmit(Node::Host(host), transmit);
             }
         }
     }

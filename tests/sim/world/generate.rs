@@ -29,6 +29,7 @@ pub(crate) fn site(dice: &mut Dice) -> Option<NatKind> {
         preserves_ports: dice.percent(50),
         hairpins: dice.percent(30),
         lifetime: Duration::from_secs(dice.pick(&[40, 60, 120, 300])),
+        clashes: false,
         is_refreshed_inbound: dice.percent(50),
     })
 }

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agentnet::engine::{Transmit, Travel};
+
 use crate::world::dice::Dice;
 use crate::world::nat::{Nat, NatKind};
 
@@ -133,13 +135,17 @@ impl Internet {
     pub(crate) fn send(
         &mut self,
         sender: Node,
-        to: SocketAddr,
-        bytes: Vec<u8>,
+        transmit: Transmit,
         now: Instant,
     ) -> Vec<(Instant, Flight)> {
+        let Transmit { to, bytes, travel } = transmit;
         let Some((from, lan, delay)) = self.route(sender, to, now) else {
             return vec![];
         };
+        if travel == Travel::Briefly && lan.is_none() {
+            // It was in our NAT, and ended before it came to another.
+            return vec![];
+        }
         let flight = Flight {
             sender,
             from,
@@ -258,6 +264,12 @@ impl Internet {
     }
 }
 
+/// Makes a datagram that goes as far as it must.
+pub(crate) const fn freely(to: SocketAddr, bytes: Vec<u8>) -> Transmit {
+    let travel = Travel::Freely;
+    Transmit { to, bytes, travel }
+}
+
 /// How often two ends that try all they know speak and learn before nothing new can come of it.
 const ROUNDS: usize = 8;
 
@@ -320,7 +332,7 @@ impl Internet {
         to: usize,
         now: Instant,
     ) -> Option<SocketAddr> {
-        let sent = self.send(Node::Host(from), endpoint, Vec::new(), now);
+        let sent = self.send(Node::Host(from), freely(endpoint, Vec::new()), now);
         let (_, flight) = sent.into_iter().next()?;
         (self.receiver(&flight, now) == Some(Node::Host(to))).then_some(flight.from)
     }
@@ -345,6 +357,7 @@ mod tests {
             preserves_ports: true,
             hairpins,
             lifetime: Duration::from_secs(120),
+            clashes: false,
             is_refreshed_inbound: false,
         }
     }
@@ -358,7 +371,7 @@ mod tests {
     }
 
     fn arrives(internet: &mut Internet, from: Node, to: SocketAddr, now: Instant) -> Option<Node> {
-        let sent = internet.send(from, to, vec![1], now);
+        let sent = internet.send(from, freely(to, vec![1]), now);
         let (at, flight) = sent.into_iter().next()?;
         internet.arrive(&flight, at)
     }
@@ -421,7 +434,7 @@ mod tests {
             let gateway = internet.gateway;
             let (seen, ..) = internet.route(Node::Host(1), gateway, now).unwrap();
 
-            let sent = internet.send(Node::Host(0), seen, vec![], now);
+            let sent = internet.send(Node::Host(0), freely(seen, vec![]), now);
 
             assert_eq!(sent.len(), usize::from(hairpins));
             if let Some((at, flight)) = sent.first() {
@@ -460,7 +473,7 @@ mod tests {
             reordering: 20,
         };
 
-        let sent = (0..1000).map(|_| internet.send(Node::Host(0), at, vec![], now));
+        let sent = (0..1000).map(|_| internet.send(Node::Host(0), freely(at, vec![]), now));
         let sent = sent.collect::<Vec<_>>();
 
         let lost = sent.iter().filter(|copies| copies.is_empty()).count();

@@ -53,6 +53,9 @@ pub(crate) struct NatKind {
     pub(crate) hairpins: bool,
     /// Time without use after which a mapping is forgotten (section 4.3).
     pub(crate) lifetime: Duration,
+    /// Whether a datagram from outside that nobody waits for takes the port for its sender, so that a host
+    /// that then sends there gets another: Linux does, without a filter on what is for itself.
+    pub(crate) clashes: bool,
     /// Whether datagrams from outside count as use; those from inside always do (REQ-6).
     pub(crate) is_refreshed_inbound: bool,
 }
@@ -92,7 +95,12 @@ pub(crate) struct Nat {
     public: Ipv4Addr,
     mappings: Vec<Mapping>,
     next_port: u16,
+    /// Who sent to which port without being let in, and when.
+    strays: Vec<(SocketAddr, u16, Instant)>,
 }
+
+/// How long a stray datagram is remembered (`nf_conntrack_udp_timeout`).
+const STRAY: Duration = Duration::from_secs(30);
 
 /// The first port of those a NAT draws from.
 const FIRST_PORT: u16 = 20_000;
@@ -104,6 +112,7 @@ impl Nat {
             public,
             mappings: Vec::new(),
             next_port: FIRST_PORT,
+            strays: Vec::new(),
         }
     }
 
@@ -124,12 +133,28 @@ impl Nat {
     ) -> SocketAddr {
         self.expire(now);
         let toward = self.kind.mapping.part_of(to);
-        let known = self
-            .mappings
+        let exact = AddressAndPortDependent.part_of(to);
+        let of = |part: Part| {
+            let mut mappings = self.mappings.iter();
+            mappings.position(|m| m.inside == inside && m.toward == part)
+        };
+        let known = of(exact).or_else(|| of(toward));
+        let wanted = known.map_or_else(|| inside.port(), |at| self.mappings[at].outside);
+        let is_taken = self
+            .strays
             .iter()
-            .position(|m| m.inside == inside && m.toward == toward);
+            .any(|(from, port, _)| (*from, *port) == (to, wanted));
+        let (known, toward) = if is_taken && of(exact).is_none() {
+            (None, exact)
+        } else {
+            (known, toward)
+        };
         let at = known.unwrap_or_else(|| {
-            let outside = self.free_port(inside.port());
+            let outside = if is_taken {
+                self.other_port()
+            } else {
+                self.free_port(inside.port())
+            };
             self.mappings.push(Mapping {
                 inside,
                 toward,
@@ -154,10 +179,17 @@ impl Nat {
     ) -> Option<SocketAddr> {
         self.expire(now);
         let (filtering, refreshes) = (self.kind.filtering, self.kind.is_refreshed_inbound);
-        let mapping = self.mappings.iter_mut().find(|m| m.outside == port)?;
         let part = filtering.part_of(from);
-        let may_pass = filtering == EndpointIndependent
-            || mapping.sent.keys().any(|to| filtering.part_of(*to) == part);
+        let lets = |mapping: &Mapping| {
+            let is_met = || mapping.sent.keys().any(|to| filtering.part_of(*to) == part);
+            filtering == EndpointIndependent || is_met()
+        };
+        let found = self.mappings.iter_mut().find(|m| m.outside == port);
+        let may_pass = found.as_deref().is_some_and(lets);
+        if !may_pass && self.kind.clashes {
+            self.strays.push((from, port, now));
+        }
+        let mapping = found?;
         if may_pass && refreshes {
             mapping.used = now;
             if let Some(at) = mapping.sent.get_mut(&from) {
@@ -176,6 +208,7 @@ impl Nat {
     fn expire(&mut self, now: Instant) {
         let lifetime = self.kind.lifetime;
         self.mappings.retain(|m| now < m.used + lifetime);
+        self.strays.retain(|(_, _, at)| now < *at + STRAY);
         for mapping in &mut self.mappings {
             mapping.sent.retain(|_, at| now < *at + lifetime);
         }
@@ -187,6 +220,11 @@ impl Nat {
         if self.kind.preserves_ports && is_free(wanted, &self.mappings) {
             return wanted;
         }
+        self.other_port()
+    }
+
+    fn other_port(&mut self) -> u16 {
+        let is_free = |port: u16, all: &[Mapping]| all.iter().all(|m| m.outside != port);
         loop {
             // Not one by one, so that nobody's guess of the next is right by accident.
             self.next_port = self.next_port.wrapping_add(7).max(FIRST_PORT);
@@ -220,6 +258,7 @@ mod tests {
             preserves_ports: false,
             hairpins: false,
             lifetime: 120 * SECOND,
+            clashes: false,
             is_refreshed_inbound: false,
         }
     }
@@ -303,6 +342,31 @@ mod tests {
 
         assert_eq!(nat.inbound(one, outside.port(), later), None);
         assert!(nat.inbound(other, outside.port(), later).is_some());
+    }
+
+    /// What Linux does where nothing filters what is for the router itself.
+    #[test]
+    fn a_stray_datagram_takes_the_port_for_its_sender_alone() {
+        let (now, one, other) = (start(), at("203.0.113.1:1"), at("203.0.113.2:1"));
+        let mut nat = nat(NatKind {
+            clashes: true,
+            ..kind(EndpointIndependent, AddressAndPortDependent)
+        });
+        let outside = nat.outbound(at(INSIDE), other, now);
+        assert_eq!(nat.inbound(one, outside.port(), now), None);
+
+        let clashed = nat.outbound(at(INSIDE), one, now);
+
+        assert_ne!(clashed, outside);
+        assert_eq!(nat.outbound(at(INSIDE), one, now), clashed);
+        assert_eq!(nat.inbound(one, clashed.port(), now), Some(at(INSIDE)));
+        assert_eq!(nat.outbound(at(INSIDE), other, now), outside);
+        let mut calm = nat.clone();
+        calm.reboot();
+        assert_eq!(calm.inbound(one, 16200, now), None);
+        let later = now + 31 * SECOND;
+        let first = calm.outbound(at(INSIDE), other, later);
+        assert_eq!(calm.outbound(at(INSIDE), one, later), first);
     }
 
     /// RFC 4787 section 4.2.1: the port is kept while it is free, and never given twice (REQ-3).

@@ -22,6 +22,7 @@ const PORT_RESTRICTED: NatKind = NatKind {
     preserves_ports: false,
     hairpins: false,
     lifetime: Duration::from_secs(120),
+    clashes: false,
     is_refreshed_inbound: false,
 };
 

@@ -182,7 +182,7 @@ fn after_a_network_change_the_relay_carries_data_until_a_path_answers_again() {
     assert_eq!(world.current(), Some(Path::Relay));
     let view = world.agent.view(world.now);
     assert_eq!(view.previous, Some(direct(WAN)), "it still receives");
-    world.pass(ms(200));
+    world.pass(ms(300));
 
     assert_eq!(world.current(), Some(direct(WAN)));
     world.pass(secs(10));

@@ -11,9 +11,10 @@ fn a_silent_endpoint_gets_five_probes_and_then_few() {
 
     let to_peer = world.sent.iter().filter(|(_, to)| *to == direct(WAN));
     let times = to_peer.map(|(at, _)| *at).collect::<Vec<_>>();
-    // The relay is probed first, and probes are 50 ms apart.
-    assert_eq!(times[..5], [50, 150, 350, 750, 1550].map(ms));
-    assert_eq!(times[5..], [121_550, 361_550, 841_550, 1_441_550].map(ms));
+    // The relay is probed first, and probes are 50 ms apart; our NATs are opened before.
+    assert_eq!(world.opened, [(ms(50), direct(WAN))]);
+    assert_eq!(times[..5], [210, 310, 510, 910, 1710].map(ms));
+    assert_eq!(times[5..], [121_710, 361_710, 841_710, 1_441_710].map(ms));
     assert_eq!(world.current(), Some(Path::Relay));
 }
 
@@ -55,12 +56,51 @@ fn probes_are_spread_and_all_endpoints_are_asked_before_any_is_asked_twice() {
     assert_eq!(world.sent.len(), 17 * 5);
 }
 
+/// Near endpoints and those of IPv6 have no NATs before them, nor have those that are heard.
+#[test]
+fn nats_are_opened_where_there_may_be_some_and_no_way_through_is_known() {
+    let far6 = "[2001:db8::7]:16200";
+    let mut world = World::up(&[LAN, WAN, far6]);
+    world
+        .agent
+        .handle_authenticated(direct(WAN2), false, world.now);
+    world.pass(secs(2));
+    assert_eq!(world.opened.len(), 1, "{:?}", world.opened);
+    assert_eq!(world.opened[0].1, direct(WAN));
+
+    world.open(WAN, ms(30));
+    world.agent.handle_network_change(world.now);
+    world.pass(secs(2));
+
+    // Another network of ours: other NATs.
+    let opened = world.opened[1..].iter().map(|(_, path)| *path);
+    assert_eq!(
+        opened.collect::<BTreeSet<_>>(),
+        [direct(WAN), direct(WAN2)].into()
+    );
+    assert_eq!(world.current(), Some(direct(WAN)));
+}
+
+/// Who is heard is answered at once: the NATs are open.
+#[test]
+fn a_probe_that_comes_meanwhile_ends_the_wait() {
+    let mut world = World::up(&[WAN]);
+    world.open(WAN, ms(30));
+    world.pass(ms(100));
+    world
+        .agent
+        .handle_authenticated(direct(WAN), false, world.now);
+    world.pass(ms(30));
+
+    assert_eq!(world.current(), Some(direct(WAN)));
+}
+
 #[test]
 fn an_open_path_is_in_use_after_one_round_trip() {
     let mut world = World::up(&[WAN]);
     world.open(WAN, ms(30));
 
-    world.pass(ms(79));
+    world.pass(ms(229));
     assert_eq!(world.current(), Some(Path::Relay));
     world.pass(ms(1));
 
@@ -257,7 +297,7 @@ fn an_unused_path_is_kept_for_three_minutes() {
     );
 
     world.data();
-    world.pass(ms(200));
+    world.pass(ms(300));
     assert_eq!(world.current(), Some(direct(WAN)));
 }
 
