@@ -118,6 +118,11 @@ impl Internet {
         at
     }
 
+    /// Makes every site as far from the core as any other.
+    pub(crate) fn set_delays(&mut self, delay: Duration) {
+        self.delays.fill(delay);
+    }
+
     pub(crate) fn set_cut(&mut self, one: Node, other: Node, is_cut: bool) {
         let pair = (one.min(other), one.max(other));
         if is_cut {
@@ -290,6 +295,8 @@ impl Internet {
         };
         for nat in fresh.sites.iter_mut().filter_map(|site| site.nat.as_mut()) {
             nat.reboot();
+            // Who opens its own NAT first avoids clashes.
+            nat.calm();
         }
         let mut known = BTreeMap::from([(one, BTreeSet::new()), (other, BTreeSet::new())]);
         for (host, peer) in [(one, other), (other, one)] {

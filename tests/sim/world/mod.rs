@@ -13,6 +13,7 @@ mod deployment;
 pub(crate) mod dice;
 mod faults;
 mod generate;
+mod grid;
 mod host;
 mod internet;
 mod ledger;

@@ -205,6 +205,11 @@ impl Nat {
         self.next_port = self.next_port.wrapping_add(1000).max(FIRST_PORT);
     }
 
+    /// Takes no port for strays any more.
+    pub(crate) const fn calm(&mut self) {
+        self.kind.clashes = false;
+    }
+
     fn expire(&mut self, now: Instant) {
         let lifetime = self.kind.lifetime;
         self.mappings.retain(|m| now < m.used + lifetime);
