@@ -97,25 +97,32 @@ fn a_node_finds_a_gateway_on_its_link() {
     });
 }
 
-/// A-052, A-053: SRV records name hosts, which are asked like any other.
+/// A-052, A-053: SRV and SVCB records name hosts, which are asked like any other.
 #[test]
 fn a_node_finds_a_gateway_by_dns() {
-    in_world(|world| {
-        let lonely = Lonely::new(world, |site| &site.a, ANYCAST, "A=1");
-        let (a, public) = (&lonely.site.a, &lonely.site.public);
-        fs::write(World::path("dns.py"), NAMESERVER).unwrap();
-        let _dns = public.start(&format!("exec python3 /mnt/dns.py {PUB} {ANYCAST}"));
-        wait_for("the nameserver listens", || {
-            public.ok("ss -lun").contains(&format!("{PUB}:53 "))
-        });
-        a.ok(&format!("echo nameserver {PUB} > /etc/resolv.conf"));
+    in_world(|world| finds_by_dns(world, "acme.example"));
+}
 
-        let since = now();
-        let _node = start_node_by(a, "AGENTNET_GATEWAY_DNS=acme.example");
-        wait_attached(a);
+#[test]
+fn a_node_finds_a_gateway_by_a_service_of_dns() {
+    in_world(|world| finds_by_dns(world, "svcb.example"));
+}
 
-        recovered("a gateway is found by DNS", since.elapsed());
+fn finds_by_dns(world: &World, domain: &str) {
+    let lonely = Lonely::new(world, |site| &site.a, ANYCAST, "A=1");
+    let (a, public) = (&lonely.site.a, &lonely.site.public);
+    fs::write(World::path("dns.py"), NAMESERVER).unwrap();
+    let _dns = public.start(&format!("exec python3 /mnt/dns.py {PUB} {ANYCAST}"));
+    wait_for("the nameserver listens", || {
+        public.ok("ss -lun").contains(&format!("{PUB}:53 "))
     });
+    a.ok(&format!("echo nameserver {PUB} > /etc/resolv.conf"));
+
+    let since = now();
+    let _node = start_node_by(a, &format!("AGENTNET_GATEWAY_DNS={domain}"));
+    wait_attached(a);
+
+    recovered("a gateway is found by DNS", since.elapsed());
 }
 
 /// A-047 to A-050: a hint that a DHCP client's hook wrote is followed at once; one that lies costs some
@@ -156,7 +163,7 @@ fn a_node_follows_hints_of_dhcp_and_believes_none() {
     });
 }
 
-/// Answers SRV of `_a2g._udp.acme.example` by gw.acme.example, and that by the second argument.
+/// Answers SRV of `_a2g._udp.acme.example`, and SVCB of `_a2g.svcb.example`, by gw.acme.example, and that by the second argument.
 const NAMESERVER: &str = r#"
 import socket, struct, sys
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -164,6 +171,7 @@ server.bind((sys.argv[1], 53))
 name = lambda text: b"".join(bytes([len(l)]) + l.encode() for l in text.split(".")) + b"\0"
 known = {
     (name("_a2g._udp.acme.example"), 33): struct.pack(">HHH", 10, 1, 16201) + name("gw.acme.example"),
+    (name("_a2g.svcb.example"), 64): struct.pack(">H", 1) + name("gw.acme.example") + struct.pack(">HHH", 3, 2, 16201),
     (name("gw.acme.example"), 1): socket.inet_aton(sys.argv[2]),
 }
 while True:

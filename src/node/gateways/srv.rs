@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::os::dns;
 use crate::os::random;
-use crate::wire::srv::Question;
+use crate::wire::srv::{MAX_HOSTS, Question};
 
 /// How long one nameserver has.
 const TRY: Duration = Duration::from_secs(2);
@@ -22,12 +22,25 @@ const LONGEST: usize = 4096; // bytes
 
 /// Returns the gateways of `domain` as `host:port`, best first; none where nobody says so.
 pub(super) async fn hosts(domain: &str) -> Vec<String> {
-    let Some(question) = Question::of(domain) else {
+    let questions = Question::of(domain);
+    if questions.is_empty() {
         debug!(domain, "No domain to look for gateways of");
-        return Vec::new();
-    };
+    }
+    let mut hosts = Vec::new();
+    for question in &questions {
+        for host in answers(question).await {
+            if !hosts.contains(&host) && hosts.len() < MAX_HOSTS {
+                hosts.push(host);
+            }
+        }
+    }
+    hosts
+}
+
+/// Returns what the first nameserver says that answers.
+async fn answers(question: &Question) -> Vec<String> {
     for server in dns::nameservers() {
-        match timeout(TRY, ask(server, &question)).await {
+        match timeout(TRY, ask(server, question)).await {
             Ok(Ok(hosts)) => return hosts,
             Ok(Err(error)) => debug!(%server, %error, "A nameserver cannot be asked"),
             Err(_elapsed) => debug!(%server, "A nameserver does not answer"),

@@ -274,7 +274,7 @@ pub(super) fn dns(data: &[u8]) {
     let asked = input.long_chunk();
     let reply = input.rest();
     let _ = is_failure(reply);
-    if let Some(question) = srv::Question::of("acme.example") {
+    for question in srv::Question::of("acme.example") {
         let id = reply.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
         let hosts = bounded(reply, 64, 8192, || question.hosts(id, reply));
         assert!(hosts.is_none_or(|hosts| hosts.len() <= srv::MAX_HOSTS));
