@@ -26,6 +26,10 @@ enum NetworkCommand {
     Create {
         /// Name of the network, one label: acme
         name: Label,
+        /// Have its agents reached by gateways alone: none of them tells anybody where it is, whatever
+        /// its host's settings say; this cannot be changed later
+        #[arg(long)]
+        border: bool,
         /// Read the operator token from FILE, or from standard input when it is - (or set
         /// AGENTNET_OPERATOR_TOKEN to the token itself)
         #[arg(
@@ -46,14 +50,17 @@ impl NetworkArgs {
         match self.command {
             NetworkCommand::Create {
                 name,
+                border,
                 operator_token_file,
             } => {
                 let (option, variable) = ("--operator-token-file", "AGENTNET_OPERATOR_TOKEN");
                 let secret = Secret::of(option, operator_token_file, variable)?;
                 let operator = secret.read()?.parse::<OperatorToken>()?;
-                context
-                    .out
-                    .done(&owner.create(name, &operator, clock::unix()).await?)
+                context.out.done(
+                    &owner
+                        .create((name, border), &operator, clock::unix())
+                        .await?,
+                )
             }
             NetworkCommand::List => context.out.print(&Networks {
                 networks: owner.list()?,
@@ -64,8 +71,13 @@ impl NetworkArgs {
 
 impl Show for Network {
     fn show(&self) -> String {
+        let border = if self.border {
+            format!("\n  {:<12}agents are reached by gateways alone", "border")
+        } else {
+            String::new()
+        };
         format!(
-            "created network {0}\n  {1:<12}{2}\n  {3:<12}{4}\n  {5:<12}{6}\n  {7:<12}agentnet token create {0} --name NAME",
+            "created network {0}\n  {1:<12}{2}\n  {3:<12}{4}\n  {5:<12}{6}{border}\n  {7:<12}agentnet token create {0} --name NAME",
             self.label, "prefix", self.prefix, "id", self.id, "registry", self.registry, "next",
         )
     }

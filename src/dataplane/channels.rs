@@ -175,6 +175,12 @@ impl Channels {
         }
     }
 
+    /// Returns whose channel a packet says that it is of.
+    pub(super) fn pair_of(&self, packet: &[u8]) -> Option<Pair> {
+        let (id, _) = parse(packet)?;
+        self.incoming.get(&id).map(|channel| channel.pair)
+    }
+
     /// Opens a packet in place.
     pub(super) fn open(&mut self, packet: &mut [u8]) -> Result<Opened, DropReason> {
         let (id, _) = parse(packet).ok_or(DropReason::DatagramMalformed)?;

@@ -69,6 +69,17 @@ impl Shard {
         self.channels.retain(|pair| tables.peers.contains_key(pair));
         resets
     }
+
+    /// Tells whether a packet that came directly is for an agent to whom nobody speaks so.
+    pub(super) fn hides_from(&self, packet: &[u8]) -> bool {
+        let hidden = self.switch.hidden();
+        // Most nodes hide nobody, and look no channel up twice.
+        !hidden.is_empty()
+            && self
+                .channels
+                .pair_of(packet)
+                .is_some_and(|pair| hidden.contains(&pair.local))
+    }
 }
 
 /// All parts, one for each worker.

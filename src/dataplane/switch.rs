@@ -125,9 +125,9 @@ impl Switch {
         }
     }
 
-    /// Tells whether what peers send directly is ignored.
-    pub(super) fn is_hidden(&self) -> bool {
-        self.tables.is_hidden
+    /// Returns the agents to whom what peers send directly is ignored.
+    pub(super) fn hidden(&self) -> &BTreeSet<OverlayIp> {
+        &self.tables.hidden
     }
 
     /// Puts `tables` in force and returns the resets of connections that end by it, with the
@@ -333,7 +333,7 @@ mod tests {
             inbound: vec![scope.parse().unwrap()],
         };
         Arc::new(Tables {
-            is_hidden: false,
+            hidden: BTreeSet::new(),
             epoch: 1,
             locals: [(ip(1), REALM), (ip(3), REALM), (ip(4), Realm(1))].into(),
             peers: scope

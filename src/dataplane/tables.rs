@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::OverlayIp;
 use crate::policy::Pair;
@@ -16,8 +16,8 @@ pub struct Tables {
     pub epoch: u64,
     /// The agents of this node, and where each lives.
     pub locals: BTreeMap<OverlayIp, Realm>,
-    /// Whether what peers send directly is ignored, as if nobody were here.
-    pub is_hidden: bool,
+    /// Those of them to whom what peers send directly is ignored, as if nobody were here.
+    pub hidden: BTreeSet<OverlayIp>,
     /// Who may be spoken with.
     pub peers: BTreeMap<Pair, PeerEntry>,
 }

@@ -126,6 +126,12 @@ impl Engine {
         self.mode
     }
 
+    /// Returns the agents that ignore what comes directly.
+    pub fn hidden(&self) -> impl Iterator<Item = OverlayIp> {
+        let hidden = self.locals.iter().filter(|(_, local)| local.mode().hides());
+        hidden.map(|(address, _)| *address)
+    }
+
     /// Takes which paths data may go.
     pub fn set_path_mode(&mut self, mode: Mode, time: Time) {
         if self.mode != mode {

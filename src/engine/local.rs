@@ -86,6 +86,7 @@ impl Local {
         mode: Mode,
     ) -> Self {
         let homes = Homes::new(address, membership.network);
+        let mode = membership.path_mode(mode);
         Self {
             membership,
             address,

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::engine::{
-    proven::ProvenChains, revoked::RevocationLog, twin::Signed, wireguard::WireGuard,
+    path::Mode, proven::ProvenChains, revoked::RevocationLog, twin::Signed, wireguard::WireGuard,
 };
 use crate::id::{
     AgentId, Did, DomainId, FullName, IdentityKey, Label, MemberName, NamePattern, NetworkId,
     NetworkPrefix, OverlayIp, Suffix, TunnelKey, TunnelSecret, UnixTime, hash,
 };
 use crate::statement::{
-    Admission, Chain, ChainError, Claims, Consent, Gateway, Head, Member, Record, Replayed,
+    Admission, Chain, ChainError, Claims, Consent, Gateway, Grant, Head, Member, Record, Replayed,
     Request, Revocation, Scope, Seen, Statement, StatementError, issue, verify_record_of,
 };
 
@@ -316,6 +316,16 @@ impl Membership {
         let root = chain.grants().first()?.claims().root.clone()?;
         let name = chain.grants().last()?.claims().names.first()?.exact()?;
         Some(name.full(&root.label, &self.suffix))
+    }
+
+    /// Returns which paths data may go where the node wishes `mode`: a border network lets it decide
+    /// nothing.
+    pub(crate) fn path_mode(&self, mode: Mode) -> Mode {
+        let root = self.chain.first();
+        let root = root.and_then(|link| Statement::<Grant>::open(link).ok());
+        let claims = root.and_then(|grant| grant.claims().root.clone());
+        let is_border = claims.is_some_and(|claims| claims.border);
+        if is_border { Mode::Border } else { mode }
     }
 
     /// Signs claims about `subject` with the next sequence number.

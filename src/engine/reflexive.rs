@@ -189,10 +189,7 @@ impl Engine {
     /// Asks the gateways that are to be asked; one who tells peers nothing has nothing to ask.
     pub(super) fn ask_gateways(&mut self, time: Time) {
         self.ask_carried(time);
-        if !self.mode.seeks() {
-            return;
-        }
-        for local in self.locals.values_mut() {
+        for local in self.locals.values_mut().filter(|l| l.mode().seeks()) {
             // By a connection, nobody sees us anywhere.
             let gateway = local.gateway_endpoint().filter(|at| !is_carrier(*at));
             let rng = self.rng.plain();
@@ -202,7 +199,7 @@ impl Engine {
     }
 
     pub(super) fn gateways_due(&self) -> Option<(Instant, &'static str)> {
-        let locals = self.locals.values().filter(|_| self.mode.seeks());
+        let locals = self.locals.values().filter(|l| l.mode().seeks());
         let due = locals.filter_map(|local| local.reflexive.poll_timeout());
         let due = due.min().map(|at| (at, "gateway stun"));
         due.into_iter().chain(self.carried_due()).min()

@@ -181,14 +181,21 @@ impl Engine {
 
     /// Asks the servers that are due; one who tells peers nothing has nothing to ask.
     pub(super) fn ask_observers(&mut self, time: Time) {
-        if self.mode.seeks() {
+        if self.seeks() {
             let made = self.observers.handle_timeout(self.rng.plain(), time.now);
             self.out.transmits.extend(made);
         }
     }
 
     pub(super) fn observers_due(&self) -> Option<(Instant, &'static str)> {
-        self.observers.poll_timeout().filter(|_| self.mode.seeks())
+        self.observers.poll_timeout().filter(|_| self.seeks())
+    }
+
+    /// Tells whether peers are told where we are; no agent's are where all are of border networks.
+    pub fn seeks(&self) -> bool {
+        let mut locals = self.locals.values();
+        let is_open = self.locals.is_empty() || locals.any(|local| local.mode().seeks());
+        self.mode.seeks() && is_open
     }
 
     /// Asks anew where we are, as in another network.

@@ -504,7 +504,12 @@ impl Core {
         };
         let answer = Control::Attached(Attached {
             lease: u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX),
-            observed: carrier::told(from),
+            // Who need not know where it is cannot tell anybody.
+            observed: if member.authority.root.border {
+                carrier::NOWHERE
+            } else {
+                carrier::told(from)
+            },
             up,
             down: new.down,
             secret: new.secret,

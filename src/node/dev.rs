@@ -192,7 +192,7 @@ async fn make_token(plan: &Plan, operator: &OperatorToken) -> Result<JoinToken, 
         .any(|known| known.label == plan.network)
     {
         owner
-            .create(plan.network.clone(), operator, clock::unix())
+            .create((plan.network.clone(), false), operator, clock::unix())
             .await?;
     }
     let order = TokenOrder {

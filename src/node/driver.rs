@@ -13,11 +13,7 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::{
     DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
 };
-use crate::engine::{
-    Engine, Event, Time, Travel,
-    membership::State,
-    path::{Mode, Path},
-};
+use crate::engine::{Engine, Event, Time, Travel, membership::State, path::Path};
 use crate::id::OverlayIp;
 use crate::node::carriers::Carriers;
 use crate::node::store::Store;
@@ -310,7 +306,7 @@ impl Core {
         let tables = Tables {
             epoch: self.epoch,
             locals: self.engine.locals().map(|local| (local, HOST)).collect(),
-            is_hidden: self.engine.path_mode() == Mode::Hidden,
+            hidden: self.engine.hidden().collect(),
             peers: peers
                 .map(|(local, peer, inbound)| (Pair { local, peer }, PeerEntry { inbound }))
                 .collect(),

@@ -22,11 +22,11 @@ use crate::os::lock::{LockError, StateLock};
 use crate::os::random;
 use crate::os::tls::TlsError;
 use crate::registry::client::{Caller, ClientError, RegistryClient};
-use crate::statement::issue::{TokenTerms, root_grant, token_grant};
+use crate::statement::issue::{TokenTerms, root_grant_of, token_grant};
 use crate::statement::token::{JoinToken, OperatorToken};
 use crate::statement::{
-    Chain, ChainError, Grant, Head, Record, Revocation, Revocations, RevokedKey, Statement,
-    StatementError, verify_record,
+    Chain, ChainError, Grant, Head, Record, Revocation, Revocations, RevokedKey, RootClaims,
+    Statement, StatementError, verify_record,
 };
 use crate::wire::api::local::{AgentRevoked, Network, Token};
 use crate::wire::api::registry::{Holder, TokenEntry};
@@ -117,6 +117,9 @@ struct Kept {
     grant: Option<Statement<Grant>>,
     /// Whether the registry has the root grant.
     active: bool,
+    /// Whether only gateways are given as locators.
+    #[serde(default)]
+    border: bool,
 }
 
 /// The networks whose root keys are in one state directory.
@@ -133,10 +136,11 @@ impl Owner {
         }
     }
 
-    /// Creates a network, or finishes one that was interrupted.
+    /// Creates a network, with gateways as its only locators where it is a `border` one, or finishes one
+    /// that was interrupted.
     pub async fn create(
         &self,
-        label: Label,
+        (label, border): (Label, bool),
         operator: &OperatorToken,
         now: UnixTime,
     ) -> Result<Network, OwnerError> {
@@ -148,6 +152,10 @@ impl Owner {
             Some(kept) if kept.domain == operator.domain => kept,
             Some(_) | None => Kept::new(label, operator),
         };
+        // What was signed already stays as it is.
+        if kept.grant.is_none() {
+            kept.border = border;
+        }
         let pin = operator.pin.parse()?;
         let registry = RegistryClient::connect(&operator.url, pin, operator.domain, now).await?;
         // Kept before the registry hears of it: a key whose network exists must not be lost.
@@ -334,6 +342,7 @@ impl Kept {
             prefix: None,
             grant: None,
             active: false,
+            border: false,
         }
     }
 
@@ -350,7 +359,12 @@ impl Kept {
         if let Some(grant) = self.grant.clone().filter(|_| self.prefix == Some(prefix)) {
             return Ok(grant);
         }
-        let grant = root_grant(&self.root, self.label.clone(), prefix, now)?;
+        let claims = RootClaims {
+            prefix,
+            label: self.label.clone(),
+            border: self.border,
+        };
+        let grant = root_grant_of(&self.root, claims, now)?;
         self.prefix = Some(prefix);
         self.grant = Some(grant.clone());
         Ok(grant)
@@ -406,6 +420,7 @@ impl Kept {
             prefix,
             domain: self.domain,
             registry: self.url.clone(),
+            border: self.border,
         }
     }
 

@@ -226,6 +226,12 @@ impl Keeper {
         let Some(router) = self.schedule.asked(clock::now()) else {
             return Ok(());
         };
+        let seeks = |core: &mut crate::node::driver::Core| core.engine.seeks();
+        if !self.handle.call(seeks).await? {
+            // Nobody would be told of the port.
+            self.schedule.refused(clock::now());
+            return Ok(());
+        }
         let renewed = match self.mapping.take() {
             Some(mapping) => mapping.renew().await,
             None => portmap::open(router, self.port).await,

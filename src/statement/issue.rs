@@ -30,11 +30,25 @@ pub struct TokenTerms {
     pub enrol: Did,
 }
 
-/// Signs the grant that a network begins with: its owner holds every name.
+/// Signs the grant that an open network begins with: its owner holds every name.
 pub fn root_grant(
     root: &IdentityKey,
     label: Label,
     prefix: NetworkPrefix,
+    now: UnixTime,
+) -> Result<Statement<Grant>, StatementError> {
+    let claims = RootClaims {
+        prefix,
+        label,
+        border: false,
+    };
+    root_grant_of(root, claims, now)
+}
+
+/// Signs the grant that a network with these claims begins with.
+pub fn root_grant_of(
+    root: &IdentityKey,
+    claims: RootClaims,
     now: UnixTime,
 ) -> Result<Statement<Grant>, StatementError> {
     let network = NetworkId::from(root.did());
@@ -46,7 +60,7 @@ pub fn root_grant(
         ephemeral: false,
         ports: None,
         peers: None,
-        root: Some(RootClaims { prefix, label }),
+        root: Some(claims),
         token: None,
     };
     Statement::sign(

@@ -66,6 +66,10 @@ pub struct Grant {
 pub struct RootClaims {
     pub prefix: NetworkPrefix,
     pub label: Label,
+    /// Whether only gateways are ever given as locators: members tell and probe no endpoint of theirs,
+    /// and answer nothing that comes to one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub border: bool,
 }
 
 /// What bounds joining through a token; the grant's `exp` is the last moment to join.

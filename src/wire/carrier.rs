@@ -80,13 +80,12 @@ pub fn peer(endpoint: SocketAddr) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, endpoint.port()))
 }
 
+/// What is told where nothing is: port 0.
+pub const NOWHERE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0));
+
 /// Returns what may be told of where somebody was seen: nothing, which is port 0, of a connection.
 pub fn told(seen: SocketAddr) -> SocketAddr {
-    if is_carrier(seen) {
-        SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)
-    } else {
-        seen
-    }
+    if is_carrier(seen) { NOWHERE } else { seen }
 }
 
 fn halves(ip: Ipv6Addr) -> (u64, u64) {

@@ -273,7 +273,7 @@ impl Node {
         };
         let tables = Tables {
             epoch: self.epoch,
-            is_hidden: self.is_hidden,
+            hidden: self.is_hidden.then(|| ip(1)).into_iter().collect(),
             locals: [(ip(1), Realm::default())].into(),
             peers: scope
                 .map(|scope| (pair, entry(scope)))

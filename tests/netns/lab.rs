@@ -42,23 +42,28 @@ impl Lab {
     /// Brings up everything, both agents joined and attached.
     pub(crate) fn up(world: &World) -> Self {
         let mut lab = Self::services(world);
-        lab.token("all", "--name '*' --uses 10");
-        for (host, name) in [(&lab.site.a, "a"), (&lab.site.b, "b")] {
-            host.ok(&format!(
-                "agentnet join --token-file /mnt/all.token --name {name}"
-            ));
-        }
+        lab.join();
         lab.start_nodes();
         lab
     }
 
-    /// Brings up registry and gateway with network `acme`, and nothing on hosts a and b.
-    pub(crate) fn services(world: &World) -> Self {
-        Self::services_with(world, "")
+    /// Has both agents join.
+    pub(crate) fn join(&self) {
+        self.token("all", "--name '*' --uses 10");
+        for (host, name) in [(&self.site.a, "a"), (&self.site.b, "b")] {
+            host.ok(&format!(
+                "agentnet join --token-file /mnt/all.token --name {name}"
+            ));
+        }
     }
 
-    /// The same, the gateway made with more flags.
-    pub(crate) fn services_with(world: &World, flags: &str) -> Self {
+    /// Brings up registry and gateway with network `acme`, and nothing on hosts a and b.
+    pub(crate) fn services(world: &World) -> Self {
+        Self::services_with(world, "", "")
+    }
+
+    /// The same, gateway and network made with more flags.
+    pub(crate) fn services_with(world: &World, flags: &str, network: &str) -> Self {
         let site = Site::new(world);
         let public = &site.public;
         let registry = new_registry(public);
@@ -66,7 +71,9 @@ impl Lab {
             "agentnet gateway init --dir /var/lib/gateway --listen {GATEWAY} {flags} {OPERATOR}"
         ));
         let gateway = start_gateway(public);
-        public.ok(&format!("agentnet network create acme {OPERATOR}"));
+        public.ok(&format!(
+            "agentnet network create acme {network} {OPERATOR}"
+        ));
         let (registry, gateway) = (Some(registry), Some(gateway));
         Self {
             registry,

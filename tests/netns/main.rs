@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod blocked;
+mod border;
 mod capture;
 mod channel;
 mod consent;

@@ -33,7 +33,7 @@ const MEGABYTES: u64 = 32;
 /// Runs `body` in a world whose gateway takes WebSockets at port 443, with tokens and no agent.
 pub(crate) fn in_lab_with_wss<F: FnOnce(&mut Lab)>(body: F) {
     in_world_of::<F>(|world| {
-        let mut lab = Lab::services_with(world, "--wss 198.51.100.1:443");
+        let mut lab = Lab::services_with(world, "--wss 198.51.100.1:443", "");
         lab.token("all", "--name '*' --uses 10");
         body(&mut lab);
     });

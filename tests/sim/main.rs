@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod attach;
+mod border;
 mod channel;
 mod clock;
 mod first_light;

@@ -179,7 +179,7 @@ impl World {
         self.add_membership(host, n, membership(n, name, issue::ROOT_LIFE));
     }
 
-    fn add_membership(&mut self, name: &'static str, n: u8, membership: Membership) {
+    pub(crate) fn add_membership(&mut self, name: &'static str, n: u8, membership: Membership) {
         let local = membership.address().unwrap();
         let state = State {
             identities: BTreeMap::new(),

@@ -149,7 +149,7 @@ impl Worker {
         } else if Datagram::classify(datagram) == Some(Datagram::Channel) {
             let shard = held.at(self.shards.of_channel(datagram));
             // No peer is at the end of a connection.
-            if shard.switch.is_hidden() || is_carrier(received.from) {
+            if is_carrier(received.from) || shard.hides_from(datagram) {
                 self.seen.drops.count(DropReason::ChannelUnknown);
                 return;
             }

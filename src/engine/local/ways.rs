@@ -75,8 +75,14 @@ impl Local {
 
     /// Takes which paths our peers' data may go.
     pub(crate) fn set_mode(&mut self, mode: Mode, time: Time, out: &mut Out) {
+        let mode = self.membership.path_mode(mode);
         self.mode = mode;
         self.with_all_paths(time, out, |path| path.set_mode(mode, time.now));
+    }
+
+    /// Returns which paths our peers' data may go.
+    pub(crate) const fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// Takes that our network changed: gateway and peers are told where we are now.
@@ -202,7 +208,7 @@ impl Local {
     /// Finds the peer whose session has this index; None when we ignore what comes directly.
     pub(crate) fn peer_by_index(&self, index: u32) -> Option<OverlayIp> {
         let agent = self.peers.by_index(index >> 8);
-        let agent = agent.filter(|_| self.mode != Mode::Hidden);
+        let agent = agent.filter(|_| !self.mode.hides());
         agent.or_else(|| self.wireguard.by_index(index >> 8))
     }
 
@@ -222,7 +228,7 @@ impl Local {
     }
 
     fn direct_peers(&self) -> impl Iterator<Item = &Peer> {
-        let peers = (self.mode != Mode::Hidden).then_some(&self.peers);
+        let peers = (!self.mode.hides()).then_some(&self.peers);
         peers.into_iter().flat_map(|peers| peers.values())
     }
 

@@ -89,6 +89,8 @@ pub enum Mode {
     /// The best there is.
     #[default]
     Auto,
+    /// Like `Hidden`, since the network's root grant wants it so, whatever this node wishes.
+    Border,
     /// Data goes directly or not at all; handshakes and control messages still use the gateways.
     Direct,
     /// Like `Relay`, and what comes directly is ignored.
@@ -101,6 +103,11 @@ impl Mode {
     /// Tells whether endpoints are told and probed.
     pub const fn seeks(self) -> bool {
         matches!(self, Self::Auto | Self::Direct)
+    }
+
+    /// Tells whether what comes directly is ignored, as if nobody were here.
+    pub const fn hides(self) -> bool {
+        matches!(self, Self::Border | Self::Hidden)
     }
 }
 

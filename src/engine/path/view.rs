@@ -71,6 +71,8 @@ pub struct PairView {
 pub enum Obstacle {
     /// All that answered lost data of late.
     Barred,
+    /// The network gives no locators but gateways.
+    Border,
     /// There was no data for so long that direct paths are not kept.
     Idle,
     /// We are told to use the gateways alone.
@@ -90,6 +92,7 @@ impl Obstacle {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Barred => "penalized",
+            Self::Border => "border",
             Self::Idle => "idle",
             Self::Mode => "mode",
             Self::NoAnswer => "no_answer",
@@ -103,6 +106,7 @@ impl Obstacle {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Barred => "the direct paths that answer lost data and are kept out for a while",
+            Self::Border => "the network's owner wants its agents reached by gateways alone",
             Self::Idle => {
                 "nothing was sent for long; direct paths are tried again with the next data"
             }
@@ -118,6 +122,7 @@ impl Obstacle {
     pub const fn cure(self) -> &'static str {
         match self {
             Self::Barred => "look for packet loss or a smaller MTU between the hosts",
+            Self::Border => "use another network, made without --border",
             Self::Idle | Self::Probing => "wait a moment",
             Self::Mode => "start the daemon with --path auto",
             Self::NoAnswer => {
@@ -163,6 +168,9 @@ impl PathAgent {
     fn obstacle(&self, now: Instant) -> Option<Obstacle> {
         if matches!(self.current, Some(Path::Direct(_))) {
             return None;
+        }
+        if self.mode == Mode::Border {
+            return Some(Obstacle::Border);
         }
         if !self.mode.seeks() {
             return Some(Obstacle::Mode);

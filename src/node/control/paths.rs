@@ -158,6 +158,7 @@ const fn kind(kind: Kind) -> EndpointKind {
 const fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Auto => "auto",
+        Mode::Border => "border",
         Mode::Direct => "direct",
         Mode::Hidden => "hidden",
         Mode::Relay => "relay",

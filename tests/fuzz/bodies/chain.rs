@@ -202,6 +202,7 @@ fn grant(input: &mut Input<'_>, place: u8) -> Grant {
         root: root.then(|| RootClaims {
             prefix: DomainPrefix::of(&key(8).did().into()).network(7),
             label: "acme".parse().expect("a label"),
+            border: false,
         }),
         token: token.then(|| TokenClaims {
             uses: 1,

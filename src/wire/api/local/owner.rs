@@ -12,6 +12,9 @@ pub struct Network {
     pub prefix: NetworkPrefix,
     pub domain: DomainId,
     pub registry: String,
+    /// Whether only gateways are given as locators.
+    #[serde(default)]
+    pub border: bool,
 }
 
 /// `network list`.
