@@ -1,7 +1,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
+use serde::ser::Error;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::cli::client::Client;
 use crate::cli::context::{Context, env};
@@ -13,7 +15,7 @@ use crate::cli::values::Secret;
 use crate::config::{self, Flags, GatewaySettings};
 use crate::gateway::status::GatewayStatus;
 use crate::id::Did;
-use crate::node::gateway::{GatewayConfig, Plan, init, serve};
+use crate::node::gateway::{GatewayConfig, Plan, export, init, serve};
 use crate::os::files;
 use crate::statement::token::OperatorToken;
 
@@ -27,6 +29,9 @@ pub(super) struct GatewayArgs {
 #[derive(Debug, Subcommand)]
 enum GatewayCommand {
     Init(InitArgs),
+    /// Print what gateways of another domain need to peer with those of the gateway of --config FILE:
+    /// hand it to their operator, for peering.files in gateway.toml
+    Peering,
     /// Run the gateway of --config FILE, made by init
     Serve,
     /// Show the running gateway of --config FILE: attachments (ids only), routes and drops
@@ -75,6 +80,10 @@ impl GatewayArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         match self.command {
             GatewayCommand::Init(args) => args.run(context).await,
+            GatewayCommand::Peering => {
+                let made = export(&gateway_config(context)?).await?;
+                context.out.print(&Exported(made))
+            }
             GatewayCommand::Serve => {
                 files::create_private_by_default();
                 let config = gateway_config(context)?;
@@ -145,6 +154,23 @@ impl Show for GatewayMade {
     }
 }
 
+/// A file for another domain, the same for people and programs.
+#[derive(Debug)]
+struct Exported(String);
+
+impl Serialize for Exported {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let value: Value = serde_json::from_str(&self.0).map_err(S::Error::custom)?;
+        value.serialize(serializer)
+    }
+}
+
+impl Show for Exported {
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
 impl Show for GatewayStatus {
     fn show(&self) -> String {
         let mut parts = vec![format!(
@@ -174,7 +200,7 @@ impl Show for GatewayStatus {
         }
         parts.push(table.text("no agent is attached"));
         if !self.peers.is_empty() {
-            let mut table = Table::new(["GATEWAY", "ENDPOINT", "STATE", "RTT", "ROUTES"]);
+            let mut table = Table::new(["GATEWAY", "ENDPOINT", "STATE", "RTT", "ROUTES", "DOMAIN"]);
             for peer in &self.peers {
                 let endpoint = peer.endpoint.map(|at| at.to_string());
                 let rtt = peer
@@ -186,6 +212,11 @@ impl Show for GatewayStatus {
                     peer.state.to_string(),
                     rtt.unwrap_or_else(|| "-".to_owned()),
                     peer.routes.to_string(),
+                    if peer.prefixes.is_empty() {
+                        "own".to_owned()
+                    } else {
+                        list(&peer.prefixes)
+                    },
                 ]);
             }
             parts.push(table.text("no other gateway is known"));

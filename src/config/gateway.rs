@@ -13,6 +13,9 @@ const UDP_PORT: u16 = 16201;
 /// Endpoints an agent is told of; more are not tried (protocol.md section 3).
 const MAX_ADVERTISED: usize = 8;
 
+/// Other domains peered with; each is asked for by every frame of a gateway.
+const MAX_DOMAINS: usize = 256;
+
 /// Three heartbeats of 25 s: two may be lost.
 const LEASE: u64 = 75; // seconds
 
@@ -33,6 +36,7 @@ pub struct GatewaySettings {
     pub attach: AttachSettings,
     pub mesh: MeshSettings,
     pub stun: StunSettings,
+    pub peering: PeeringSettings,
     pub discover: DiscoverSettings,
     pub quota: QuotaSettings,
     pub log: LogSettings,
@@ -227,6 +231,14 @@ impl Default for MeshSettings {
     }
 }
 
+/// Other domains whose gateways this one peers with.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct PeeringSettings {
+    /// What their operators handed over, as `agentnet gateway peering` prints it; one file a domain.
+    pub files: Vec<PathBuf>,
+}
+
 impl Settings for GatewaySettings {
     const ENV: &'static str = "AGENTNET_GATEWAY_";
     const KEYS: &'static [&'static str] = &[
@@ -252,6 +264,7 @@ impl Settings for GatewaySettings {
         "mesh.max_routes",
         "stun.alternate_port",
         "stun.alternate_addresses",
+        "peering.files",
         "discover.multicast",
         "quota.packets",
         "quota.bytes",
@@ -290,6 +303,10 @@ impl Settings for GatewaySettings {
             ),
             (least.contains(&0), "the limits of [attach] are at least 1"),
             (mesh.contains(&0), "the limits of [mesh] are at least 1"),
+            (
+                self.peering.files.len() > MAX_DOMAINS,
+                "peering.files has at most 256 files",
+            ),
         ];
         let fault = faults.into_iter().find(|(bad, _)| *bad);
         let fault = fault.map(|(_, text)| text).or_else(|| self.wss.fault());

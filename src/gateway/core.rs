@@ -1,6 +1,7 @@
 //! Pure: a gateway as a state machine; datagrams and time in, datagrams and deadlines out.
 
 mod mesh;
+mod peering;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,8 @@ use crate::gateway::quota::QuotaConfig;
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
 use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
 use crate::gateway::stun::StunServer;
-use crate::id::{Did, NetworkId, TunnelKey, TunnelSecret, UnixTime};
+use crate::id::{Did, DomainPrefix, NetworkId, TunnelKey, TunnelSecret, UnixTime};
+use crate::statement::peering::Peering;
 use crate::statement::{
     ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
 };
@@ -88,6 +90,8 @@ pub struct Core {
     mesh: Mesh,
     /// None until it is known; no other gateway is believed before.
     signers: Option<Signers>,
+    /// Other domains whose gateways are believed.
+    peerings: BTreeMap<DomainPrefix, Peering>,
     reset_limits: Limits,
     stun: StunServer,
     discovery: Discovery,
@@ -125,6 +129,7 @@ impl Core {
             hops: Hops::new(keys.gateway, config.lease, routes, rng.random()),
             mesh: Mesh::new(keys.gateway, keys.tunnel, gateways, mesh_rng),
             signers: None,
+            peerings: BTreeMap::new(),
             reset_limits: Limits::new(config.per_source, config.burst, MAX_SOURCES),
             stun: StunServer::new(),
             discovery: Discovery::new(),

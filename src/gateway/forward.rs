@@ -1,5 +1,6 @@
 //! Pure: attached agents and the frames between them.
 
+mod foreign;
 mod remote;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -11,6 +12,7 @@ use std::{
 };
 
 use crate::engine::window::{Fresh, ReplayWindow};
+use crate::gateway::forward::foreign::Foreign;
 use crate::gateway::links::Links;
 use crate::gateway::mft::{Mft, PeerId, Route, agent};
 use crate::gateway::quota::{Quota, QuotaConfig};
@@ -72,12 +74,16 @@ pub(crate) enum Outcome {
     Unknown(u32),
 }
 
-/// Who sent a frame here.
+/// Who sent a frame here, and in which network the one is by whom it is, as far as that is known.
 #[derive(Clone, Copy, Debug)]
 enum Sender {
-    Agent,
-    /// Another gateway, of the agents that it announces.
-    Gateway,
+    Agent(NetworkId),
+    /// A gateway of another domain, for anybody there.
+    Foreign,
+    /// Another gateway of the domain, for an agent that it announces.
+    Gateway(NetworkId),
+    /// Another gateway of the domain, for somebody in another domain.
+    Passed,
 }
 
 /// All attached agents, and the ways to those of other gateways.
@@ -90,6 +96,7 @@ pub(crate) struct Hops {
     mft: Mft,
     pub(crate) links: Links,
     routes: Routes,
+    foreign: Foreign,
     /// What each agent may send.
     pub(crate) quota: QuotaConfig,
     /// Agents that attached or went since they were asked for.
@@ -112,6 +119,7 @@ impl Hops {
             mft: Mft::new(usize::MAX, key),
             links: Links::default(),
             routes: Routes::new(most),
+            foreign: Foreign::default(),
             quota: QuotaConfig::default(),
             changed: BTreeSet::new(),
             due: BTreeSet::new(),
@@ -229,7 +237,7 @@ impl Hops {
             self.rank(source);
         }
         match header.kind {
-            Kind::Data => self.forward(&header, (Sender::Agent, network), frame),
+            Kind::Data => self.forward(&header, Sender::Agent(network), frame),
             Kind::Heartbeat => {
                 let hop = self.hops.get_mut(&up);
                 let answer = hop.and_then(|hop| hop.signal(Kind::Heartbeat));
@@ -273,38 +281,38 @@ impl Hops {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Takes a frame of another gateway: only from agents that it announces.
+    /// Takes a frame of another gateway: only from agents that it announces, or of other domains.
     fn handle_gateways(&mut self, hop: u32, frame: &mut [u8]) -> Outcome {
         let (gateway, header) = match self.links.take(hop, frame) {
             None => return Outcome::Unknown(hop),
             Some(Err(reason)) => return Outcome::Dropped(reason),
             Some(Ok(taken)) => taken,
         };
-        let network = self.routes.network_by(header.source, gateway);
-        network.map_or(Outcome::Dropped(DropReason::FrameSource), |network| {
-            self.forward(&header, (Sender::Gateway, network), frame)
+        let announced = || self.routes.network_by(header.source, gateway);
+        let sender = self.foreign.sender(gateway, header.source);
+        let sender = sender.unwrap_or_else(|| announced().map(Sender::Gateway));
+        sender.map_or(Outcome::Dropped(DropReason::FrameSource), |sender| {
+            self.forward(&header, sender, frame)
         })
     }
 
-    fn forward(
-        &mut self,
-        header: &Header,
-        (sender, network): (Sender, NetworkId),
-        frame: &mut [u8],
-    ) -> Outcome {
+    fn forward(&mut self, header: &Header, sender: Sender, frame: &mut [u8]) -> Outcome {
         let Some(ttl) = header.ttl.checked_sub(1) else {
             return Outcome::Dropped(DropReason::FrameTtl);
         };
         let header = Header { ttl, ..*header };
+        let found = || self.mft.lookup(header.target, header.prefix_len);
         let route = match sender {
-            Sender::Agent => self.mft.lookup(header.target, header.prefix_len),
+            Sender::Agent(_) => found(),
+            // Nobody's frames go through to a third domain.
+            Sender::Foreign => found().filter(|route| !self.foreign.leads(*route)),
             // Every gateway of a domain knows all others, so what one of them sent is where it belongs:
             // it goes to nobody but agents, and can never come round.
-            Sender::Gateway => self.mft.local(header.target).map(Route::Local),
+            Sender::Gateway(_) | Sender::Passed => self.mft.local(header.target).map(Route::Local),
         };
         match route.filter(|_| header.prefix_len == 128) {
-            Some(Route::Local(up)) => self.deliver(&header, (up, network), frame),
-            Some(Route::Gateway(gateway)) => self.pass(&header, (gateway, network), frame),
+            Some(Route::Local(up)) => self.deliver(&header, (up, sender), frame),
+            Some(Route::Gateway(gateway)) => self.pass(&header, (gateway, sender), frame),
             None => Outcome::Dropped(DropReason::FrameTarget),
         }
     }
@@ -313,10 +321,12 @@ impl Hops {
     fn pass(
         &mut self,
         header: &Header,
-        (gateway, network): (PeerId, NetworkId),
+        (gateway, sender): (PeerId, Sender),
         frame: &mut [u8],
     ) -> Outcome {
-        if self.routes.network(header.target) != Some(network) {
+        let is_abroad = self.foreign.leads(Route::Gateway(gateway));
+        let target = || self.routes.network(header.target);
+        if !is_abroad && !sender.may_reach(target()) {
             return Outcome::Dropped(DropReason::FrameNetwork);
         }
         match self.links.seal(gateway, header, frame) {
@@ -329,14 +339,13 @@ impl Hops {
     fn deliver(
         &mut self,
         header: &Header,
-        (up, network): (u32, NetworkId),
+        (up, sender): (u32, Sender),
         frame: &mut [u8],
     ) -> Outcome {
         let Some(hop) = self.hops.get_mut(&up) else {
             return Outcome::Dropped(DropReason::FrameTarget);
         };
-        // Networks are tenants: what is of one never reaches another through its gateway.
-        if hop.new.network != network {
+        if !sender.may_reach(Some(hop.new.network)) {
             return Outcome::Dropped(DropReason::FrameNetwork);
         }
         let Some(message) = hop.next_message() else {
@@ -349,6 +358,20 @@ impl Hops {
         };
         onward.seal(&hop.keys_down, frame);
         Outcome::Forward(hop.new.endpoint)
+    }
+}
+
+impl Sender {
+    /// Tells whether its frames may go to an agent of a network, if that is known.
+    ///
+    /// Networks are tenants: what is of one never reaches another of the domain through its gateways.
+    /// Of other domains the gateway knows no network, and the agents' nodes take nothing from whom they
+    /// did not consent to.
+    fn may_reach(self, network: Option<NetworkId>) -> bool {
+        match self {
+            Self::Agent(own) | Self::Gateway(own) => network == Some(own),
+            Self::Foreign | Self::Passed => network.is_some(),
+        }
     }
 }
 

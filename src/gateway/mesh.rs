@@ -20,7 +20,7 @@ use crate::gateway::links::Outgoing;
 use crate::gateway::mesh::log::Log;
 use crate::gateway::mesh::peer::{Peer, Voice};
 use crate::gateway::mft::PeerId;
-use crate::id::{Did, OverlayIp, TunnelKey, TunnelSecret, UnixTime};
+use crate::id::{Did, DomainPrefix, OverlayIp, TunnelKey, TunnelSecret, UnixTime};
 use crate::wire::a2g::Reset;
 use crate::wire::datagram::WireGuard;
 use crate::wire::drop::DropReason;
@@ -84,7 +84,7 @@ pub(crate) struct Mesh {
     most: usize,
     /// The number of each gateway's newest statement, which outlasts that, so that no older one is
     /// believed again.
-    seen: BTreeMap<Did, u64>,
+    seen: BTreeMap<(Option<DomainPrefix>, Did), u64>,
     peers: BTreeMap<PeerId, Peer>,
     by_gateway: BTreeMap<Did, PeerId>,
     by_key: BTreeMap<TunnelKey, PeerId>,
@@ -139,7 +139,7 @@ impl Mesh {
     pub(crate) fn is_news(&self, named: &Named) -> bool {
         if self
             .seen
-            .get(&named.gateway)
+            .get(&(named.domain, named.gateway))
             .is_some_and(|seq| *seq > named.seq)
         {
             return false;
@@ -158,8 +158,9 @@ impl Mesh {
         if named.gateway == self.own || !self.is_news(&named) {
             return None;
         }
-        if self.seen.len() < MAX_SEEN || self.seen.contains_key(&named.gateway) {
-            self.seen.insert(named.gateway, named.seq);
+        let about = (named.domain, named.gateway);
+        if self.seen.len() < MAX_SEEN || self.seen.contains_key(&about) {
+            self.seen.insert(about, named.seq);
         }
         if let Some(id) = self.by_gateway.get(&named.gateway).copied() {
             let same_key = |peer: &&mut Peer| peer.named.key == named.key;
@@ -323,6 +324,11 @@ impl Mesh {
     /// Returns the gateway of a key.
     pub(crate) fn of_gateway(&self, gateway: &Did) -> Option<PeerId> {
         self.by_gateway.get(gateway).copied()
+    }
+
+    /// Returns the domain of a gateway; None for our own.
+    pub(crate) fn domain(&self, id: PeerId) -> Option<DomainPrefix> {
+        self.peers.get(&id).and_then(|peer| peer.named.domain)
     }
 
     /// Returns the tunnel key of a gateway.

@@ -27,6 +27,7 @@ use crate::id::{NetworkId, UnixTime};
 use crate::os::files::StateFile;
 use crate::os::udp::{UdpError, bind_at};
 use crate::os::{clock, random};
+use crate::statement::peering::Peering;
 use crate::statement::{self, Revocation, Statement};
 use crate::wire::carrier::is_carrier;
 use crate::wire::drop::DropReason;
@@ -76,6 +77,8 @@ pub enum GatewayCommand {
     SetQuota(QuotaConfig),
     /// Serve exactly these networks.
     SetNetworks(Vec<NetworkId>),
+    /// Carry frames of exactly these other domains.
+    SetPeerings(Vec<Peering>),
     /// Tell the state at this moment.
     Status(oneshot::Sender<GatewayStatus>),
 }
@@ -89,6 +92,7 @@ impl Debug for GatewayCommand {
             Self::Revoke(_) => "Revoke",
             Self::SetDomain(..) => "SetDomain",
             Self::SetNetworks(_) => "SetNetworks",
+            Self::SetPeerings(_) => "SetPeerings",
             Self::SetQuota(_) => "SetQuota",
             Self::Status(_) => "Status",
         })
@@ -273,6 +277,7 @@ impl Gateway {
                 self.core.set_domain(signers, own.as_deref());
             }
             GatewayCommand::SetNetworks(networks) => self.core.set_networks(&networks),
+            GatewayCommand::SetPeerings(peerings) => self.core.set_peerings(peerings),
             GatewayCommand::SetQuota(quota) => self.core.set_quota(quota),
             GatewayCommand::Status(reply) => {
                 // Whoever asked may have gone.

@@ -45,6 +45,9 @@ pub struct PeerStatus {
     pub rtt_us: Option<u64>,
     /// Ways to agents by it.
     pub routes: usize,
+    /// What is carried of its domain, as `fd00:1:2::/48`; empty for gateways of our own.
+    #[serde(default)]
+    pub prefixes: Vec<String>,
 }
 
 /// Whether another gateway is there.

@@ -32,6 +32,11 @@ impl DomainPrefix {
         address.octets()[..6] == self.0
     }
 
+    /// Returns the prefix as its lowest address.
+    pub fn first(self) -> Ipv6Addr {
+        self.network(0).first()
+    }
+
     /// Returns the /64 number `number` of this domain; 0 is infrastructure.
     pub const fn network(self, number: u16) -> NetworkPrefix {
         let [a, b, c, d, e, f] = self.0;

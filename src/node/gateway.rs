@@ -3,10 +3,12 @@
 mod follow;
 mod multicast;
 mod others;
+mod peering;
 mod setup;
 mod status;
 
 use std::{
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -25,7 +27,10 @@ use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
 use crate::os::wss::CertificateError;
 use crate::registry::client::ClientError;
+use crate::statement::StatementError;
+use crate::statement::peering::PeeringError;
 
+pub use peering::export;
 pub use setup::{Initialised, Plan, init};
 
 /// Commands that may wait for the server.
@@ -42,6 +47,20 @@ pub enum GatewayError {
     NeedsAddress(SocketAddr),
     #[error("the operator token's registry pin is damaged")]
     BadPin,
+    #[error("{}: {why}", .file.display())]
+    Peering { file: PathBuf, why: PeeringError },
+    #[error("cannot read {}", .file.display())]
+    PeeringFile {
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is of this gateway's own domain", .0.display())]
+    OwnDomain(PathBuf),
+    #[error("the registry knows no gateway of the domain yet")]
+    NoGateways,
+    #[error(transparent)]
+    Statement(#[from] StatementError),
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     #[error(transparent)]
@@ -112,6 +131,7 @@ pub async fn serve(
     let keys = setup::load(&config.dir)?;
     let _lock = StateLock::take(&config.dir)?;
     let known = follow::Known::open(&config.dir)?;
+    let peerings = peering::load(&config, &keys.domain)?;
     let listener = local_api::bind(&config.socket())?;
     let server = server::GatewayConfig {
         listen: config.settings.udp.listen.clone(),
@@ -138,6 +158,8 @@ pub async fn serve(
     });
     // The queue is empty, and the server there.
     drop(commands.try_send(quota));
+    drop(commands.try_send(GatewayCommand::SetPeerings(peerings.clone())));
+    let peering = tokio::spawn(peering::introduce(peerings, commands.clone()));
     let (stopping, stopped) = oneshot::channel::<()>();
     let status = tokio::spawn(status::serve(listener, commands.clone(), async {
         drop(stopped.await);
@@ -155,6 +177,7 @@ pub async fn serve(
     ready(gateway.addresses());
     gateway.run(received, shutdown).await;
     follow.abort();
+    peering.abort();
     if let Some(multicast) = multicast {
         multicast.abort();
     }

@@ -151,6 +151,11 @@ impl RegistryClient {
         self.domain
     }
 
+    /// Returns the domain root's statement that names the registry.
+    pub fn statement(&self) -> &str {
+        &self.info.registry
+    }
+
     /// Returns the registry's URL without a slash at its end.
     pub fn url(&self) -> &str {
         &self.url

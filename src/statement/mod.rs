@@ -7,6 +7,7 @@ pub mod chain;
 mod envelope;
 pub mod issue;
 mod kinds;
+pub mod peering;
 mod revoked;
 mod scope;
 mod seen;

@@ -26,9 +26,13 @@ mod motion;
 mod moved;
 mod mtu;
 mod neighbour;
+#[path = "../sim/network.rs"]
+#[expect(dead_code, reason = "networks here are made by commands")]
+mod network;
 mod offload;
 mod path_command;
 mod paths;
+mod peering;
 mod portmap;
 mod process;
 mod relayed;

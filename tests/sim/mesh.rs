@@ -1,5 +1,6 @@
 //! Gateways of one domain find each other, and agents of different gateways talk (protocol.md section 5).
 
+mod foreign;
 mod hostile;
 mod wire;
 

@@ -17,8 +17,13 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new(n: u16) -> Self {
+        Self::of(n, 200)
+    }
+
+    /// Makes network `n` of the domain of root key `domain`.
+    pub(crate) fn of(n: u16, domain: u16) -> Self {
         let root = key(n);
-        let prefix = DomainPrefix::of(&key(200).did().into()).network(n);
+        let prefix = DomainPrefix::of(&key(domain).did().into()).network(n);
         let label = format!("net{n}").parse().unwrap();
         let grant = issue::root_grant(&root, label, prefix, clock::unix()).unwrap();
         Self {

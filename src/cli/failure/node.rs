@@ -194,11 +194,19 @@ impl From<GatewayError> for Failure {
             GatewayError::Certificate(_) => {
                 Some("wss.certificate and wss.key are PEM files that fit each other")
             }
+            GatewayError::Peering { .. } | GatewayError::PeeringFile { .. } => {
+                Some("each of peering.files is what `agentnet gateway peering` printed elsewhere")
+            }
+            GatewayError::OwnDomain(_) => {
+                Some("gateways of one domain find each other; take it out of peering.files")
+            }
+            GatewayError::NoGateways => Some("start a gateway of this domain, and try again"),
             GatewayError::File(_)
             | GatewayError::Lock(_)
             | GatewayError::Registry(_)
             | GatewayError::Server(_)
-            | GatewayError::Socket(_) => None,
+            | GatewayError::Socket(_)
+            | GatewayError::Statement(_) => None,
         };
         match error {
             GatewayError::File(error) => error.into(),
@@ -213,7 +221,12 @@ impl From<GatewayError> for Failure {
             | GatewayError::Certificate(_)
             | GatewayError::Exists(_)
             | GatewayError::Missing(_)
-            | GatewayError::Server(_) => Self::cured(&error, cure),
+            | GatewayError::NoGateways
+            | GatewayError::OwnDomain(_)
+            | GatewayError::Peering { .. }
+            | GatewayError::PeeringFile { .. }
+            | GatewayError::Server(_)
+            | GatewayError::Statement(_) => Self::cured(&error, cure),
         }
     }
 }

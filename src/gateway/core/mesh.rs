@@ -13,7 +13,7 @@ use crate::gateway::mesh::{Effect, Incoming, Named, PeerState};
 use crate::gateway::mft::PeerId;
 use crate::gateway::routes::{Claim, Unbelieved};
 use crate::gateway::status::{PeerStatus, Standing};
-use crate::id::{Did, DomainId, TunnelKey, UnixTime};
+use crate::id::{Did, DomainId, DomainPrefix, TunnelKey, UnixTime};
 use crate::statement::{Gateway, Record, Statement, StatementError, verify_record};
 use crate::wire::a2g::Reset;
 use crate::wire::datagram::WireGuard;
@@ -52,7 +52,7 @@ pub struct Signers {
 /// Why a gateway's statement is not believed.
 #[derive(Debug, Error)]
 pub enum NoGateway {
-    #[error("it is of another signer than the domain's")]
+    #[error("it is signed neither for this domain nor for one that is peered with")]
     Foreign,
     #[error("it names another gateway or key than the session's")]
     OtherKey,
@@ -78,8 +78,8 @@ impl Core {
         now: Instant,
         unix: UnixTime,
     ) -> Result<(), NoGateway> {
-        self.check_gateway(statement, unix)?;
-        self.meet(named(statement, endpoints), now);
+        let domain = self.check_gateway(statement, unix)?;
+        self.meet(named(statement, domain, endpoints), now);
         self.mesh.handle_timeout(now);
         self.settle(now, unix);
         Ok(())
@@ -95,17 +95,19 @@ impl Core {
         }
     }
 
+    /// Returns of which domain a gateway is by its statement; None is our own.
     fn check_gateway(
         &self,
         statement: &Statement<Gateway>,
         unix: UnixTime,
-    ) -> Result<(), NoGateway> {
-        let signers = self.signers.ok_or(NoGateway::Foreign)?;
+    ) -> Result<Option<DomainPrefix>, NoGateway> {
         let by = statement.issuer();
-        if by != signers.domain.did() && Some(by) != signers.registry {
-            return Err(NoGateway::Foreign);
+        let is_own = |of: &Signers| by == of.domain.did() || Some(by) == of.registry;
+        if self.signers.as_ref().is_some_and(is_own) {
+            statement.check_time(unix)?;
+            return Ok(None);
         }
-        Ok(statement.check_time(unix)?)
+        self.check_foreign(statement, unix).map(Some)
     }
 
     fn meet(&mut self, named: Named, now: Instant) {
@@ -113,12 +115,22 @@ impl Core {
             return;
         }
         let known = self.mesh.of_gateway(&named.gateway);
-        let ours = self.new_incoming();
+        let other = known.filter(|id| self.mesh.domain(*id) != named.domain);
+        match other {
+            // Another domain may name whomever it likes, and takes nobody's place by that.
+            Some(_) if named.domain.is_some() => return,
+            Some(squatter) => self.remove_gateway(squatter, now),
+            None => {}
+        }
+        let (domain, ours) = (named.domain, self.new_incoming());
         if let Some(id) = self.mesh.add(named, ours, now) {
             if let Some(old) = known {
                 self.end(old);
             }
             self.hops.links.listen(id, ours.hop, &ours.secret);
+            if let Some(peering) = domain.and_then(|domain| self.peerings.get(&domain)) {
+                self.hops.add_foreign(id, peering.prefixes().to_vec());
+            }
         }
     }
 
@@ -130,6 +142,7 @@ impl Core {
 
     fn end(&mut self, id: PeerId) {
         self.hops.lose(id);
+        self.hops.forget_foreign(id);
         self.hops.links.end(id);
     }
 
@@ -216,10 +229,10 @@ impl Core {
         (now, unix): (Instant, UnixTime),
     ) {
         match self.open_gateway(statement, unix) {
-            Ok(statement) if statement.claims().tunnel == key => {
+            Ok((statement, domain)) if statement.claims().tunnel == key => {
                 let mut endpoints = literal(&statement);
                 endpoints.insert(0, from);
-                self.meet(named(&statement, endpoints), now);
+                self.meet(named(&statement, domain, endpoints), now);
                 self.mesh.handle_timeout(now);
             }
             Ok(_) => self.refuse_gateway(&NoGateway::OtherKey),
@@ -227,10 +240,14 @@ impl Core {
         }
     }
 
-    fn open_gateway(&self, text: &str, unix: UnixTime) -> Result<Statement<Gateway>, NoGateway> {
+    fn open_gateway(
+        &self,
+        text: &str,
+        unix: UnixTime,
+    ) -> Result<(Statement<Gateway>, Option<DomainPrefix>), NoGateway> {
         let statement = Statement::<Gateway>::open(text)?;
-        self.check_gateway(&statement, unix)?;
-        Ok(statement)
+        let domain = self.check_gateway(&statement, unix)?;
+        Ok((statement, domain))
     }
 
     fn refuse_gateway(&mut self, error: &NoGateway) {
@@ -286,7 +303,10 @@ impl Core {
             Effect::Moved(id, endpoint) => self.hops.links.move_to(id, endpoint),
             Effect::Send(to, bytes) => self.send(to, bytes),
             Effect::Statement(id, text) => self.restate(id, &text, now, unix),
-            Effect::Up(id, outgoing) => self.hops.links.open_to(id, &outgoing),
+            Effect::Up(id, outgoing) => {
+                self.hops.links.open_to(id, &outgoing);
+                self.hops.open_foreign(id);
+            }
         }
     }
 
@@ -294,13 +314,16 @@ impl Core {
     fn restate(&mut self, id: PeerId, text: &str, now: Instant, unix: UnixTime) {
         let known = (self.mesh.gateway(id), self.mesh.key(id));
         match self.open_gateway(text, unix) {
-            Ok(statement) => {
+            Ok((_, domain)) if domain != self.mesh.domain(id) => {
+                self.refuse_gateway(&NoGateway::OtherKey);
+            }
+            Ok((statement, domain)) => {
                 let key = statement.claims().tunnel;
                 if (Some(statement.subject()), Some(key)) != known {
                     self.refuse_gateway(&NoGateway::OtherKey);
                 } else if self.mesh.seq(&statement.subject()) < Some(statement.seq()) {
                     let endpoints = literal(&statement);
-                    self.meet(named(&statement, endpoints), now);
+                    self.meet(named(&statement, domain, endpoints), now);
                 }
             }
             Err(error) => self.refuse_gateway(&error),
@@ -312,6 +335,11 @@ impl Core {
         let Some(gateway) = self.mesh.gateway(id) else {
             return;
         };
+        if self.mesh.domain(id).is_some() {
+            // Of another domain nothing is believed but its prefix.
+            self.drops.count(DropReason::ControlRefused);
+            return;
+        }
         let epoch = delta.mark.epoch;
         for entry in &delta.entries {
             match entry {
@@ -378,12 +406,22 @@ impl Core {
                 .rtt
                 .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
             routes: self.hops.remote().of(peer.id),
+            prefixes: self
+                .hops
+                .carried(peer.id)
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
         });
         peers.collect()
     }
 }
 
-fn named(statement: &Statement<Gateway>, mut endpoints: Vec<SocketAddr>) -> Named {
+fn named(
+    statement: &Statement<Gateway>,
+    domain: Option<DomainPrefix>,
+    mut endpoints: Vec<SocketAddr>,
+) -> Named {
     endpoints.truncate(MAX_ENDPOINTS);
     Named {
         gateway: statement.subject(),
@@ -391,6 +429,7 @@ fn named(statement: &Statement<Gateway>, mut endpoints: Vec<SocketAddr>) -> Name
         seq: statement.seq(),
         expires: statement.expires(),
         endpoints,
+        domain,
     }
 }
 

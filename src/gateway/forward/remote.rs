@@ -68,6 +68,7 @@ impl Hops {
     /// Takes that another gateway is not there any more: whom it announced is not by it.
     pub(crate) fn lose(&mut self, gateway: PeerId) {
         self.links.close(gateway);
+        self.close_foreign(gateway);
         for agent in self.routes.withdraw_all(gateway, &mut self.mft) {
             self.rank(agent);
         }

@@ -16,7 +16,7 @@ use crate::gateway::mesh::log::Log;
 use crate::gateway::mesh::stream::{Inbound, Outbound, Place};
 use crate::gateway::mesh::{Effect, PeerState};
 use crate::gateway::mft::PeerId;
-use crate::id::{Did, OverlayIp, TunnelKey, UnixTime};
+use crate::id::{Did, DomainPrefix, OverlayIp, TunnelKey, UnixTime};
 use crate::wire::a2g::Reset;
 use crate::wire::control::{Control, Farewell, ProbeReply};
 use crate::wire::datagram::WireGuard;
@@ -65,6 +65,8 @@ pub(crate) struct Named {
     pub(crate) seq: u64,
     pub(crate) expires: UnixTime,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// None for those of our own domain.
+    pub(crate) domain: Option<DomainPrefix>,
 }
 
 /// Another gateway.
@@ -401,9 +403,11 @@ impl Peer {
         .min()
     }
 
-    /// Tells whether announcements wait to be told.
+    /// Tells whether announcements wait to be told; other domains are told of no agent.
     pub(super) fn is_behind(&self, log: &Log) -> bool {
-        self.theirs.is_some() && self.outbound.next(log.version()).is_some()
+        self.named.domain.is_none()
+            && self.theirs.is_some()
+            && self.outbound.next(log.version()).is_some()
     }
 
     /// Tells what changed, as far as it may be under way.

@@ -119,6 +119,7 @@ impl Known {
             }
             GatewayCommand::Discover(..)
             | GatewayCommand::SetNetworks(_)
+            | GatewayCommand::SetPeerings(_)
             | GatewayCommand::SetQuota(_)
             | GatewayCommand::Status(_) => false,
         };

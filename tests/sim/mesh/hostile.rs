@@ -17,8 +17,10 @@ use crate::network::{Network, key, tunnel};
 /// The evil gateway, by its place.
 const EVIL: usize = 2;
 
-/// What it has by then: a session with gateway 0, and by what that takes frames.
-struct Evil {
+/// An evil gateway: a session with gateway 0, and by what that takes frames.
+pub(super) struct Evil {
+    /// Its place.
+    gate: usize,
     session: Session,
     hop: u32,
     keys: HopKeys,
@@ -31,30 +33,7 @@ fn world(seed: u64) -> (World, Evil, usize, usize) {
     let mut world = World::new(seed, 3);
     let (a, b) = (world.add(10, 0), world.add(11, 1));
     world.run(secs(2));
-    world.close(EVIL);
-    world.run(secs(1));
-    let keys = SessionKeys {
-        local: world.gates[EVIL].tunnel.clone(),
-        peer: world.gates[0].tunnel.public(),
-        psk: None,
-        index: 5,
-    };
-    let mut evil = Evil {
-        session: Session::new(&keys, clock::now()),
-        hop: 0,
-        keys: HopKeys::derive(&[0; 32], Direction::Up),
-        next: 0,
-        told: 0,
-    };
-    world.gates[EVIL].inbox.clear();
-    let initiation = evil.session.initiate(clock::now()).unwrap();
-    evil.put(&mut world, initiation);
-    world.run(DELAY * 3);
-    evil.listen(&mut world);
-    evil.say(&mut world, &Message::Hello(hello(1)));
-    world.run(DELAY * 3);
-    evil.listen(&mut world);
-    assert!(evil.hop != 0 && world.standing(0, EVIL).unwrap().state == Standing::Up);
+    let evil = Evil::meet(&mut world, EVIL);
     (world, evil, a, b)
 }
 
@@ -73,8 +52,38 @@ fn hello(instance: u64) -> Hello {
 }
 
 impl Evil {
-    fn put(&self, world: &mut World, bytes: Vec<u8>) {
-        let (from, to) = (world.gates[EVIL].at, world.gates[0].at);
+    /// Stands in the place of a gateway, with its keys, and greets gateway 0.
+    pub(super) fn meet(world: &mut World, gate: usize) -> Self {
+        world.close(gate);
+        world.run(secs(1));
+        let keys = SessionKeys {
+            local: world.gates[gate].tunnel.clone(),
+            peer: world.gates[0].tunnel.public(),
+            psk: None,
+            index: 5,
+        };
+        let mut evil = Self {
+            gate,
+            session: Session::new(&keys, clock::now()),
+            hop: 0,
+            keys: HopKeys::derive(&[0; 32], Direction::Up),
+            next: 0,
+            told: 0,
+        };
+        world.gates[gate].inbox.clear();
+        let initiation = evil.session.initiate(clock::now()).unwrap();
+        evil.put(world, initiation);
+        world.run(DELAY * 3);
+        evil.listen(world);
+        evil.say(world, &Message::Hello(hello(1)));
+        world.run(DELAY * 3);
+        evil.listen(world);
+        assert!(evil.hop != 0 && world.standing(0, gate).unwrap().state == Standing::Up);
+        evil
+    }
+
+    pub(super) fn put(&self, world: &mut World, bytes: Vec<u8>) {
+        let (from, to) = (world.gates[self.gate].at, world.gates[0].at);
         world.put(from, to, bytes);
     }
 
@@ -88,7 +97,7 @@ impl Evil {
     }
 
     /// Announces, and lets it arrive.
-    fn announce(&mut self, world: &mut World, entries: Vec<Entry>) {
+    pub(super) fn announce(&mut self, world: &mut World, entries: Vec<Entry>) {
         let delta = Delta {
             mark: Mark {
                 instance: 1,
@@ -109,9 +118,26 @@ impl Evil {
     }
 
     /// Sends a frame to gateway 0, and lets it arrive.
-    fn frame(&mut self, world: &mut World, target: OverlayIp, source: OverlayIp) -> Vec<u8> {
-        let header = Header::data(self.hop, self.next, target, source);
+    pub(super) fn frame(
+        &mut self,
+        world: &mut World,
+        target: OverlayIp,
+        source: OverlayIp,
+    ) -> Vec<u8> {
+        self.frame_with(world, target, source, |_| {})
+    }
+
+    /// Does the same with another header.
+    pub(super) fn frame_with(
+        &mut self,
+        world: &mut World,
+        target: OverlayIp,
+        source: OverlayIp,
+        change: impl FnOnce(&mut Header),
+    ) -> Vec<u8> {
+        let mut header = Header::data(self.hop, self.next, target, source);
         self.next += 1;
+        change(&mut header);
         let frame = header.frame(&self.keys, b"message of evil");
         self.put(world, frame.clone());
         world.run(DELAY * 4);
@@ -121,7 +147,7 @@ impl Evil {
     /// Takes what came, and learns by what frames go to gateway 0.
     fn listen(&mut self, world: &mut World) {
         let mut reassembler = Reassembler::default();
-        for bytes in std::mem::take(&mut world.gates[EVIL].inbox) {
+        for bytes in std::mem::take(&mut world.gates[self.gate].inbox) {
             let is_ours = matches!(
                 Datagram::classify(&bytes),
                 Some(Datagram::WireGuard(
@@ -245,6 +271,29 @@ fn one_that_sends_as_others_reaches_nobody() {
     assert_eq!(world.agents[a].received.len(), 1);
     let drops = world.drops(0);
     assert_eq!((drops["frame_replayed"], drops["frame_tag"]), (1, 1));
+}
+
+/// a frame that has been everywhere ends, and one to a prefix is for nobody.
+#[test]
+fn frames_between_gateways_end_with_their_ttl_and_name_one_agent() {
+    let (mut world, mut evil, a, _) = world(55);
+    let own = world.did(EVIL);
+    let good = world.networks[0].record_at(13, YEAR, vec![own]);
+    evil.announce(&mut world, vec![Entry::Agent(good)]);
+    let [a_at, own_at] = [10, 13].map(|n| world.address(n));
+
+    evil.frame_with(&mut world, a_at, own_at, |header| header.ttl = 0);
+    assert_eq!(world.drops(0)["frame_ttl"], 1);
+    for (n, length) in (1..).zip([0, 48, 64, 127]) {
+        evil.frame_with(&mut world, a_at, own_at, |header| {
+            header.prefix_len = length;
+        });
+        assert_eq!(world.drops(0)["frame_target"], n, "{length}");
+    }
+
+    assert!(world.agents[a].received.is_empty());
+    evil.frame_with(&mut world, a_at, own_at, |header| header.ttl = 1);
+    assert_eq!(world.agents[a].received.len(), 1);
 }
 
 fn world_address(n: u16) -> OverlayIp {

@@ -9,7 +9,7 @@ use std::{
 use agentnet::engine::attach::{AttachConfig, Attachment, Inbound, State};
 use agentnet::gateway::core::{Core, CoreConfig, CoreKeys, MeshConfig, Signers};
 use agentnet::gateway::status::{PeerStatus, Standing};
-use agentnet::id::{Did, IdentityKey, OverlayIp, TunnelSecret};
+use agentnet::id::{Did, DomainPrefix, IdentityKey, OverlayIp, TunnelSecret};
 use agentnet::os::clock;
 use agentnet::statement::{Gateway, Head, Statement};
 use agentnet::wire::a2g::HEADER;
@@ -25,12 +25,17 @@ pub(super) const DELAY: Duration = Duration::from_millis(10);
 const MAX_TURNS: usize = 10_000_000;
 /// Keys of gateways begin here; those of agents are lower.
 const FIRST: u16 = 300;
+/// Root keys of the two domains; that of its registry is the next.
+pub(super) const DOMAIN: u16 = 200;
+pub(super) const OTHER: u16 = 210;
 /// What a message that must not come round begins with.
 const MARK: &[u8] = b"message ";
 
 /// A gateway; its core is None while it is down.
 pub(super) struct Gate {
     pub(super) n: u16,
+    /// By the number of its domain's root key.
+    pub(super) domain: u16,
     pub(super) core: Option<Core>,
     pub(super) at: SocketAddr,
     pub(super) tunnel: TunnelSecret,
@@ -78,7 +83,7 @@ impl World {
     pub(super) fn bounded(seed: u64, count: u16, mesh: MeshConfig) -> Self {
         let mut world = Self {
             sim: Simulation::start(seed),
-            networks: vec![Network::new(1), Network::new(2)],
+            networks: vec![Network::new(1), Network::new(2), Network::of(3, OTHER)],
             gates: vec![],
             agents: vec![],
             cut: BTreeSet::new(),
@@ -101,6 +106,7 @@ impl World {
             let at = SocketAddr::from(([203, 0, 113, 1 + n as u8], 16201));
             world.gates.push(Gate {
                 n: FIRST + n,
+                domain: DOMAIN,
                 core: None,
                 at,
                 tunnel: tunnel(FIRST + n),
@@ -134,10 +140,16 @@ impl World {
         let mut seed = [it.n as u8; 32];
         seed[..8].copy_from_slice(&self.sent.to_be_bytes());
         let mut core = Core::new(self.config, keys, seed);
-        let networks: Vec<_> = self.networks.iter().map(Network::id).collect();
-        core.set_networks(&networks);
-        core.set_domain(signers(), Some(&own));
+        let prefix = DomainPrefix::of(&key(it.domain).did().into());
+        let networks = self.networks.iter();
+        let networks = networks.filter(|network| network.prefix.domain() == prefix);
+        core.set_networks(&networks.map(Network::id).collect::<Vec<_>>());
+        core.set_domain(signers_of(it.domain), Some(&own));
         it.core = Some(core);
+    }
+
+    pub(super) fn core(&mut self, gate: usize) -> &mut Core {
+        self.gates[gate].core.as_mut().unwrap()
     }
 
     /// Stops a gateway that cannot say farewell any more.
@@ -167,14 +179,15 @@ impl World {
     /// Returns the registry's statement about a gateway.
     pub(super) fn statement(&self, gate: usize) -> Statement<Gateway> {
         let gate = &self.gates[gate];
-        statement(&registry(), gate.n, (&gate.tunnel, gate.at), YEAR)
+        let registry = key(gate.domain + 1);
+        statement(&registry, gate.n, (&gate.tunnel, gate.at), YEAR)
     }
 
     pub(super) fn did(&self, gate: usize) -> Did {
         key(self.gates[gate].n).did()
     }
 
-    /// Adds an agent of network 1 (2 from agent 50 on) that attaches to a gateway and lists it.
+    /// Adds an agent of network 1 (2 from agent 50 on, 3 of the other domain from 80 on) that attaches to a gateway and lists it.
     pub(super) fn add(&mut self, n: u16, gate: usize) -> usize {
         self.add_listing(n, gate, &[gate])
     }
@@ -219,7 +232,7 @@ impl World {
     }
 
     pub(super) fn network(&self, n: u16) -> &Network {
-        &self.networks[usize::from(n >= 50)]
+        &self.networks[usize::from(n >= 50) + usize::from(n >= 80)]
     }
 
     pub(super) fn address(&self, n: u16) -> OverlayIp {
@@ -427,9 +440,13 @@ pub(super) fn registry() -> IdentityKey {
 }
 
 pub(super) fn signers() -> Signers {
+    signers_of(DOMAIN)
+}
+
+fn signers_of(domain: u16) -> Signers {
     Signers {
-        domain: key(200).did().into(),
-        registry: Some(registry().did()),
+        domain: key(domain).did().into(),
+        registry: Some(key(domain + 1).did()),
     }
 }
 
