@@ -13,6 +13,7 @@ use crate::cli::output::Show;
 use crate::cli::text::{Table, bytes, list};
 use crate::cli::values::Secret;
 use crate::config::{self, Flags, GatewaySettings};
+use crate::gateway::rate::Rate;
 use crate::gateway::status::GatewayStatus;
 use crate::id::Did;
 use crate::node::gateway::{GatewayConfig, Plan, export, init, serve};
@@ -174,7 +175,7 @@ impl Show for Exported {
 impl Show for GatewayStatus {
     fn show(&self) -> String {
         let mut parts = vec![format!(
-            "gateway {}\n  {} networks, {} agents attached, {} attaching, {} routes\n  forwarded {} frames, {}",
+            "gateway {}\n  {} networks, {} agents attached, {} attaching, {} routes\n  forwarded {} frames, {}; now {}",
             self.gateway,
             self.networks,
             self.attached,
@@ -182,8 +183,11 @@ impl Show for GatewayStatus {
             self.routes,
             self.forwarded_frames,
             bytes(self.forwarded_bytes),
+            rate(self.forwarding),
         )];
-        let mut table = Table::new(["AGENT", "ENDPOINT", "BY", "STATE", "NETWORK"]);
+        let mut table = Table::new([
+            "AGENT", "ENDPOINT", "BY", "STATE", "SENDS", "GETS", "NETWORK",
+        ]);
         for attachment in &self.attachments {
             let state = if attachment.stale {
                 "silent"
@@ -195,6 +199,8 @@ impl Show for GatewayStatus {
                 attachment.endpoint.to_string(),
                 attachment.carrier.as_str().to_owned(),
                 state.to_owned(),
+                rate(attachment.sent),
+                rate(attachment.received),
                 attachment.network.to_string(),
             ]);
         }
@@ -227,4 +233,8 @@ impl Show for GatewayStatus {
         }
         parts.join("\n\n")
     }
+}
+
+fn rate(rate: Rate) -> String {
+    format!("{}/s {}/s", rate.packets, bytes(rate.bytes))
 }

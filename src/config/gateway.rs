@@ -39,6 +39,7 @@ pub struct GatewaySettings {
     pub peering: PeeringSettings,
     pub discover: DiscoverSettings,
     pub quota: QuotaSettings,
+    pub metrics: MetricsSettings,
     pub log: LogSettings,
 }
 
@@ -202,14 +203,32 @@ impl Default for AttachSettings {
     }
 }
 
-/// How much each agent may send through the gateway; 0 is without a limit.
+/// How much agents and networks may do at the gateway; 0 is without a limit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct QuotaSettings {
-    /// Frames a second, and at once.
+    /// Frames a second, and at once, of each agent.
     pub packets: u64,
-    /// Bytes of frames a second, and at once.
+    /// Bytes of frames a second, and at once, of each agent.
     pub bytes: u64,
+    /// The same of all agents of one network together.
+    pub network_packets: u64,
+    pub network_bytes: u64,
+    /// Agents of one network that may be attached.
+    pub network_agents: usize,
+    /// Agents that may be attached from one IPv4 address or IPv6 /64.
+    pub source_agents: usize,
+    /// Frames a second, and at once, of each agent to targets that nobody is known by, before they are
+    /// counted as `frame_scan`.
+    pub unknown: u64,
+}
+
+/// What programs that watch the gateway are told.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct MetricsSettings {
+    /// Where metrics are served over plain HTTP; None means nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// How much of a mesh with the domain's other gateways there may be.
@@ -268,6 +287,12 @@ impl Settings for GatewaySettings {
         "discover.multicast",
         "quota.packets",
         "quota.bytes",
+        "quota.network_packets",
+        "quota.network_bytes",
+        "quota.network_agents",
+        "quota.source_agents",
+        "quota.unknown",
+        "metrics.listen",
         "log.level",
         "log.format",
     ];
@@ -341,6 +366,9 @@ mod tests {
                 certificate: Some("/c".into()),
                 key: Some("/k".into()),
                 ..Default::default()
+            },
+            metrics: MetricsSettings {
+                listen: Some("[::1]:9464".parse().unwrap()),
             },
             stun: StunSettings {
                 alternate_port: Some(16204),

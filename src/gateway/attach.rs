@@ -136,13 +136,13 @@ impl Guests {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Tells which key a handshake claims, if it is to be gone on with.
+    /// Tells, at little cost, whether a handshake is to be gone on with.
     pub(crate) fn screen(
         &mut self,
         from: SocketAddr,
         bytes: &[u8],
         now: Instant,
-    ) -> Result<TunnelKey, Guested> {
+    ) -> Result<(), Guested> {
         match self.listener.screen(from, bytes) {
             Screened::Pass => {}
             Screened::Cookie(cookie) => return Err(Guested::Send(cookie)),
@@ -151,8 +151,12 @@ impl Guests {
         if !self.limits.take(Source::of(from), now) {
             return Err(Guested::Dropped(DropReason::HandshakeLimited));
         }
-        let key = self.listener.initiator(bytes);
-        key.ok_or(Guested::Dropped(DropReason::HandshakeUnknown))
+        Ok(())
+    }
+
+    /// Tells which key a handshake claims, which was screened.
+    pub(crate) fn initiator(&self, bytes: &[u8]) -> Option<TunnelKey> {
+        self.listener.initiator(bytes)
     }
 
     /// Takes a handshake of this key, which was screened.

@@ -1,7 +1,9 @@
 //! Pure: a gateway as a state machine; datagrams and time in, datagrams and deadlines out.
 
+mod attach;
 mod mesh;
 mod peering;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -19,21 +21,20 @@ use rand_chacha::rand_core::SeedableRng;
 use crate::engine::limits::{Limits, Source};
 use crate::gateway::attach::{GuestLimits, Guests};
 use crate::gateway::batch::{Run, Runs};
+use crate::gateway::core::strangers::Waiting;
 use crate::gateway::discover::Discovery;
-use crate::gateway::forward::{Hop, Hops, NewHop, Outcome};
+use crate::gateway::forward::{Hop, Hops, Outcome};
 use crate::gateway::mesh::Mesh;
 use crate::gateway::quota::QuotaConfig;
+use crate::gateway::rate::Meter;
 use crate::gateway::recovery::{MAX_RECOVERED, RecoveredHop, Recovery};
 use crate::gateway::status::{AttachmentStatus, GatewayStatus, MAX_LISTED};
 use crate::gateway::stun::StunServer;
-use crate::id::{Did, DomainPrefix, NetworkId, TunnelKey, TunnelSecret, UnixTime};
+use crate::id::{Did, DomainPrefix, NetworkId, TunnelSecret, UnixTime};
 use crate::statement::peering::Peering;
-use crate::statement::{
-    ChainError, Member, Record, Revocation, Revocations, Statement, verify_record,
-};
-use crate::wire::a2g::{Reset, gateway_address};
+use crate::statement::{ChainError, Record, Revocation, Revocations, Statement, verify_record};
+use crate::wire::a2g::Reset;
 use crate::wire::carrier::{self, Carrier};
-use crate::wire::control::{Attached, Control, Refusal};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::{Counters, DropReason};
 use crate::wire::stun::Change;
@@ -86,6 +87,7 @@ pub struct Core {
     reset_key: hmac::Key,
     networks: BTreeMap<NetworkId, Revocations>,
     guests: Guests,
+    waiting: VecDeque<Waiting>,
     hops: Hops,
     mesh: Mesh,
     /// None until it is known; no other gateway is believed before.
@@ -105,6 +107,8 @@ pub struct Core {
     drops: Counters,
     /// Frames and bytes sent on to an agent.
     forwarded: (u64, u64),
+    /// The same, a second; None before the first.
+    forwarding: Option<Meter>,
 }
 
 impl Core {
@@ -126,6 +130,7 @@ impl Core {
             reset_key: hmac::Key::new(hmac::HMAC_SHA256, &keys.reset),
             networks: BTreeMap::new(),
             guests: Guests::new(keys.tunnel.clone(), limits, guests_rng),
+            waiting: VecDeque::new(),
             hops: Hops::new(keys.gateway, config.lease, routes, rng.random()),
             mesh: Mesh::new(keys.gateway, keys.tunnel, gateways, mesh_rng),
             signers: None,
@@ -140,6 +145,7 @@ impl Core {
             recover_at: None,
             drops: Counters::default(),
             forwarded: (0, 0),
+            forwarding: None,
         }
     }
 
@@ -159,7 +165,7 @@ impl Core {
         self.tell_gone(gone.iter().map(|hop| (hop.new.up, hop.new.endpoint)));
     }
 
-    /// Lets each agent send as much as this.
+    /// Lets agents and networks do as much as this.
     pub const fn set_quota(&mut self, quota: QuotaConfig) {
         self.hops.quota = quota;
     }
@@ -232,13 +238,16 @@ impl Core {
         if let Some(to) = self.take(from, &mut bytes, now, unix) {
             self.send(to, bytes);
         }
+        while self.has_strangers() {
+            self.turn(now, unix);
+        }
         self.settle(now, unix);
     }
 
     /// Takes datagrams of one sender that lie end to end, each but the last `stride` bytes long.
     ///
     /// Frames that go on are made anew where they lie: until the next call, [`Core::poll_run`] says
-    /// what of `bytes` is to be sent.
+    /// what of `bytes` is to be sent. Strangers wait for [`Core::handle_stranger`].
     pub fn handle_batch(
         &mut self,
         from: SocketAddr,
@@ -272,7 +281,7 @@ impl Core {
     ) -> Option<SocketAddr> {
         match Datagram::classify(bytes) {
             Some(Datagram::Frame) => return self.handle_frame(from, bytes, now, unix),
-            Some(Datagram::WireGuard(kind)) => self.handle_wireguard(from, kind, bytes, now, unix),
+            Some(Datagram::WireGuard(kind)) => self.handle_wireguard(from, kind, bytes, now),
             Some(Datagram::Stun) => self.handle_stun(Change::NONE, from, bytes, now),
             Some(Datagram::Discover) => {
                 if let Some(offer) = self.discover(from, bytes, now) {
@@ -353,7 +362,7 @@ impl Core {
     }
 
     /// Returns what an operator may see.
-    pub fn status(&self) -> GatewayStatus {
+    pub fn status(&self, now: Instant) -> GatewayStatus {
         let attachments = self.hops.iter().take(MAX_LISTED);
         let attachments = attachments.map(|hop| AttachmentStatus {
             agent: hop.new.agent,
@@ -361,6 +370,8 @@ impl Core {
             endpoint: carrier::peer(hop.new.endpoint).unwrap_or(hop.new.endpoint),
             carrier: Carrier::of(hop.new.endpoint),
             stale: hop.stale,
+            sent: hop.sent.rate(now),
+            received: hop.received.rate(now),
         });
         let drops = self.drops.nonzero();
         GatewayStatus {
@@ -373,6 +384,7 @@ impl Core {
             connections: 0,
             forwarded_frames: self.forwarded.0,
             forwarded_bytes: self.forwarded.1,
+            forwarding: self.forwarding.map(|m| m.rate(now)).unwrap_or_default(),
             drops: drops
                 .map(|(reason, n)| (reason.label().to_owned(), n))
                 .collect(),
@@ -398,6 +410,8 @@ impl Core {
             Outcome::Forward(to) => {
                 self.forwarded.0 += 1;
                 self.forwarded.1 += frame.len() as u64;
+                let meter = self.forwarding.get_or_insert_with(|| Meter::new(now));
+                meter.note(frame.len(), now);
                 return Some(to);
             }
             Outcome::Unknown(hop) => {
@@ -410,118 +424,6 @@ impl Core {
             Outcome::Ended => {}
         }
         None
-    }
-
-    fn attach(
-        &mut self,
-        from: SocketAddr,
-        key: TunnelKey,
-        record: String,
-        now: Instant,
-        unix: UnixTime,
-    ) {
-        let answer = match self.check(&key, &record, unix) {
-            Ok((member, seq, gateways)) => {
-                let new = self.new_hop(from, key, record, (&member, seq, gateways));
-                match new {
-                    Some((new, answer)) => {
-                        tracing::debug!(agent = %new.agent, "Agent attached");
-                        let farewell = self.hops.insert(new, now);
-                        if let Some((to, frame)) = farewell {
-                            self.send(to, frame);
-                        }
-                        answer
-                    }
-                    None => refusal(
-                        Refusal::BadRecord,
-                        "the gateway has no address in the domain",
-                    ),
-                }
-            }
-            Err((code, text)) => refusal(code, &text),
-        };
-        if let Some(sealed) = self.guests.answer(&key, answer, now) {
-            self.send(from, sealed);
-        }
-    }
-
-    /// Decides whether the agent of a record may attach in a session of `key`.
-    fn check(
-        &self,
-        key: &TunnelKey,
-        record: &str,
-        unix: UnixTime,
-    ) -> Result<(Member, u64, Vec<Did>), (Refusal, String)> {
-        let bad = |text: String| (Refusal::BadRecord, text);
-        let record = Statement::<Record>::open(record).map_err(|e| bad(e.to_string()))?;
-        let network = record
-            .network()
-            .and_then(|n| Some((n, self.networks.get(&n)?)));
-        let (network, revoked) = network.ok_or_else(|| {
-            let text = "this gateway does not serve the network".to_owned();
-            (Refusal::NotServed, text)
-        })?;
-        let member = verify_record(&record, &network, revoked, unix);
-        let member = member.map_err(|e| bad(e.to_string()))?;
-        if record.claims().tunnel != *key {
-            let text = "the record names another tunnel key".to_owned();
-            return Err((Refusal::WrongKey, text));
-        }
-        let known = self.hops.of(member.address);
-        if known.is_some_and(|hop| hop.new.key != *key && hop.new.seq > record.seq()) {
-            let text = "a newer record with another tunnel key is attached".to_owned();
-            return Err((Refusal::Outdated, text));
-        }
-        if known.is_none() && self.hops.len() >= self.config.max_attachments {
-            return Err((Refusal::Full, "the gateway is full".to_owned()));
-        }
-        let gateways = record.claims().gateways.clone();
-        Ok((member, record.seq(), gateways))
-    }
-
-    fn new_hop(
-        &mut self,
-        from: SocketAddr,
-        key: TunnelKey,
-        record: String,
-        (member, seq, gateways): (&Member, u64, Vec<Did>),
-    ) -> Option<(NewHop, Control)> {
-        let gateway = gateway_address(member.prefix.domain(), self.gateway).ok()?;
-        let up = loop {
-            let up = self.rng.random();
-            if !self.hops.contains(up) {
-                break up;
-            }
-        };
-        let new = NewHop {
-            agent: member.address,
-            network: member.network,
-            key,
-            seq,
-            record,
-            gateways,
-            expires: member.expires,
-            gateway,
-            up,
-            down: self.rng.random(),
-            secret: self.rng.random(),
-            endpoint: from,
-        };
-        let answer = Control::Attached(Attached {
-            lease: u32::try_from(self.config.lease.as_secs()).unwrap_or(u32::MAX),
-            // Who need not know where it is cannot tell anybody.
-            observed: if member.authority.root.border {
-                carrier::NOWHERE
-            } else {
-                carrier::told(from)
-            },
-            up,
-            down: new.down,
-            secret: new.secret,
-            mtu: self.config.mtu,
-            reset_token: self.token(up),
-        });
-        Some((new, answer))
     }
 
     /// Tells agents that their hop ids, if they are unknown here, are of no use any more.
@@ -553,9 +455,4 @@ impl Core {
             self.drops.count(DropReason::UdpSend);
         }
     }
-}
-
-fn refusal(code: Refusal, text: &str) -> Control {
-    let text = text.to_owned();
-    Control::AttachRefused { code, text }
 }

@@ -11,11 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::engine::limits::Source;
 use crate::engine::window::{Fresh, ReplayWindow};
 use crate::gateway::forward::foreign::Foreign;
 use crate::gateway::links::Links;
 use crate::gateway::mft::{Mft, PeerId, Route, agent};
-use crate::gateway::quota::{Quota, QuotaConfig};
+use crate::gateway::quota::{Allowance, Quota, QuotaConfig, Tenants};
+use crate::gateway::rate::Meter;
 use crate::gateway::routes::{Claim, Routes};
 use crate::id::{Did, NetworkId, OverlayIp, TunnelKey, UnixTime};
 use crate::wire::a2g::{Direction, Header, HopKeys, Kind, MAX_FRAMES, hop_id};
@@ -55,6 +57,10 @@ pub(crate) struct Hop {
     keys_down: HopKeys,
     window: ReplayWindow,
     quota: Quota,
+    /// Of frames to unknown targets.
+    unknown: Quota,
+    pub(crate) sent: Meter,
+    pub(crate) received: Meter,
     next: u64,
     made: Instant,
     last_heard: Instant,
@@ -97,8 +103,9 @@ pub(crate) struct Hops {
     pub(crate) links: Links,
     routes: Routes,
     foreign: Foreign,
-    /// What each agent may send.
+    /// What agents and networks may.
     pub(crate) quota: QuotaConfig,
+    pub(crate) tenants: Tenants,
     /// Agents that attached or went since they were asked for.
     changed: BTreeSet<OverlayIp>,
     /// When to look whether a hop is stale or gone; never later than that is due.
@@ -121,6 +128,7 @@ impl Hops {
             routes: Routes::new(most),
             foreign: Foreign::default(),
             quota: QuotaConfig::default(),
+            tenants: Tenants::default(),
             changed: BTreeSet::new(),
             due: BTreeSet::new(),
             changes: 0,
@@ -171,6 +179,8 @@ impl Hops {
         let here = Route::Local(new.up);
         self.mft.insert(agent(new.agent.ip()), rank, here);
         self.changed.insert(new.agent);
+        let source = Source::of(new.endpoint);
+        self.tenants.add(new.network, source, now);
         self.due.insert((now + self.lease, new.up));
         let hop = Hop {
             keys_up: HopKeys::derive(&new.secret, Direction::Up),
@@ -178,6 +188,9 @@ impl Hops {
             stale: false,
             window: ReplayWindow::new(),
             quota: Quota::new(now),
+            unknown: Quota::new(now),
+            sent: Meter::new(now),
+            received: Meter::new(now),
             next: 0,
             made: now,
             last_heard: now,
@@ -193,6 +206,8 @@ impl Hops {
         let hop = self.hops.remove(&up)?;
         self.mft.remove(agent(hop.new.agent.ip()), Route::Local(up));
         self.changed.insert(hop.new.agent);
+        let source = Source::of(hop.new.endpoint);
+        self.tenants.remove(hop.new.network, source);
         self.changes += 1;
         Some(hop)
     }
@@ -216,28 +231,41 @@ impl Hops {
             return Outcome::Dropped(DropReason::FrameMalformed);
         };
         let Some(hop) = self.hops.get_mut(&up) else {
-            return self.handle_gateways(up, frame);
+            return self.handle_gateways(up, frame, now);
         };
         if unix >= hop.new.expires || now >= hop.made + LIFE {
             self.remove(up);
             return Outcome::Unknown(up);
         }
-        let was_stale = hop.stale;
+        let (was_stale, before) = (hop.stale, hop.new.endpoint);
         let (header, moved) = match hop.open(from, frame, now) {
             Ok(opened) => opened,
             Err(reason) => return Outcome::Dropped(reason),
         };
-        self.changes += u64::from(moved);
-        let is_data = header.kind == Kind::Data;
-        if is_data && !hop.quota.take(self.quota, frame.len(), now) {
-            return Outcome::Dropped(DropReason::FrameQuota);
+        if moved {
+            self.changes += 1;
+            self.tenants.move_to(Source::of(before), Source::of(from));
         }
-        let (source, network) = (hop.new.agent, hop.new.network);
+        let (source, network, size) = (hop.new.agent, hop.new.network, frame.len());
+        hop.sent.note(size, now);
+        if header.kind == Kind::Data {
+            let is_allowed = hop.quota.take(self.quota.agent, size, now)
+                && self.tenants.take(&network, self.quota.network, size, now);
+            if !is_allowed {
+                return Outcome::Dropped(DropReason::FrameQuota);
+            }
+        }
         if was_stale {
             self.rank(source);
         }
         match header.kind {
-            Kind::Data => self.forward(&header, Sender::Agent(network), frame),
+            Kind::Data => {
+                let outcome = self.forward(&header, Sender::Agent(network), frame, now);
+                if matches!(outcome, Outcome::Dropped(DropReason::FrameTarget)) {
+                    return self.note_unknown(up, now);
+                }
+                outcome
+            }
             Kind::Heartbeat => {
                 let hop = self.hops.get_mut(&up);
                 let answer = hop.and_then(|hop| hop.signal(Kind::Heartbeat));
@@ -281,8 +309,23 @@ impl Hops {
         self.due.first().map(|(at, _)| *at)
     }
 
+    /// Takes that an agent sent to nobody.
+    fn note_unknown(&mut self, up: u32, now: Instant) -> Outcome {
+        let allowed = Allowance {
+            packets: self.quota.unknown,
+            bytes: 0,
+        };
+        let hop = self.hops.get_mut(&up);
+        let is_allowed = hop.is_some_and(|hop| hop.unknown.take(allowed, 0, now));
+        Outcome::Dropped(if is_allowed {
+            DropReason::FrameTarget
+        } else {
+            DropReason::FrameScan
+        })
+    }
+
     /// Takes a frame of another gateway: only from agents that it announces, or of other domains.
-    fn handle_gateways(&mut self, hop: u32, frame: &mut [u8]) -> Outcome {
+    fn handle_gateways(&mut self, hop: u32, frame: &mut [u8], now: Instant) -> Outcome {
         let (gateway, header) = match self.links.take(hop, frame) {
             None => return Outcome::Unknown(hop),
             Some(Err(reason)) => return Outcome::Dropped(reason),
@@ -292,11 +335,17 @@ impl Hops {
         let sender = self.foreign.sender(gateway, header.source);
         let sender = sender.unwrap_or_else(|| announced().map(Sender::Gateway));
         sender.map_or(Outcome::Dropped(DropReason::FrameSource), |sender| {
-            self.forward(&header, sender, frame)
+            self.forward(&header, sender, frame, now)
         })
     }
 
-    fn forward(&mut self, header: &Header, sender: Sender, frame: &mut [u8]) -> Outcome {
+    fn forward(
+        &mut self,
+        header: &Header,
+        sender: Sender,
+        frame: &mut [u8],
+        now: Instant,
+    ) -> Outcome {
         let Some(ttl) = header.ttl.checked_sub(1) else {
             return Outcome::Dropped(DropReason::FrameTtl);
         };
@@ -311,7 +360,7 @@ impl Hops {
             Sender::Gateway(_) | Sender::Passed => self.mft.local(header.target).map(Route::Local),
         };
         match route.filter(|_| header.prefix_len == 128) {
-            Some(Route::Local(up)) => self.deliver(&header, (up, sender), frame),
+            Some(Route::Local(up)) => self.deliver(&header, (up, sender), frame, now),
             Some(Route::Gateway(gateway)) => self.pass(&header, (gateway, sender), frame),
             None => Outcome::Dropped(DropReason::FrameTarget),
         }
@@ -341,6 +390,7 @@ impl Hops {
         header: &Header,
         (up, sender): (u32, Sender),
         frame: &mut [u8],
+        now: Instant,
     ) -> Outcome {
         let Some(hop) = self.hops.get_mut(&up) else {
             return Outcome::Dropped(DropReason::FrameTarget);
@@ -357,6 +407,7 @@ impl Hops {
             ..*header
         };
         onward.seal(&hop.keys_down, frame);
+        hop.received.note(frame.len(), now);
         Outcome::Forward(hop.new.endpoint)
     }
 }

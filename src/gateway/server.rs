@@ -21,6 +21,7 @@ use crate::gateway::core::{Core, CoreConfig, CoreKeys, Signers};
 use crate::gateway::port::Port;
 use crate::gateway::quota::QuotaConfig;
 use crate::gateway::recovery::{RECOVERY_VERSION, Recovery};
+use crate::gateway::share::Share;
 use crate::gateway::status::GatewayStatus;
 use crate::gateway::wss::{Wss, WssConfig};
 use crate::id::{NetworkId, UnixTime};
@@ -130,6 +131,7 @@ pub struct Gateway {
     /// None where frames come by UDP alone.
     wss: Option<Wss>,
     recovery: Memory,
+    share: Share,
 }
 
 enum Event {
@@ -189,6 +191,7 @@ impl Gateway {
             alternates,
             wss,
             recovery,
+            share: Share::default(),
         })
     }
 
@@ -225,6 +228,7 @@ impl Gateway {
                 () = sleep_until(deadline) => Event::Timeout,
             };
             let (now, unix) = (clock::now(), clock::unix());
+            let mut is_idle = true;
             match event {
                 Event::Asked(socket) => {
                     self.alternates
@@ -235,12 +239,24 @@ impl Gateway {
                 }
                 Event::Command(Some(command)) => self.handle_command(command, now, unix),
                 Event::Command(None) => commanded = false,
-                Event::Readable(socket) => self.receive(socket, &mut buffer, now, unix),
+                Event::Readable(socket) => {
+                    is_idle = self.receive(socket, &mut buffer, now, unix);
+                }
                 Event::Shutdown => break,
-                Event::Timeout => {}
+                // Strangers may wait, and frames too that nobody told of yet.
+                Event::Timeout => {
+                    for socket in 0..self.sockets.len() {
+                        is_idle &= self.receive(socket, &mut buffer, now, unix);
+                    }
+                }
             }
             self.core.handle_timeout(now, unix);
             self.transmit();
+            if self.core.has_strangers() {
+                self.greet(now, is_idle, unix);
+                // Or sockets would not be looked at while strangers wait.
+                tokio::task::yield_now().await;
+            }
             self.recovery.note(&self.core, now);
         }
         self.core.close(clock::now());
@@ -249,8 +265,28 @@ impl Gateway {
     }
 
     fn deadline(&self) -> Option<Instant> {
+        if self.core.has_strangers() {
+            return Some(clock::now());
+        }
         let core = self.core.poll_timeout().map(|(at, _)| at);
         core.into_iter().chain(self.recovery.due).min()
+    }
+
+    /// Gives strangers their turn: one where there is nothing else to do, and of a busy gateway as many as
+    /// are due to them.
+    fn greet(&mut self, since: Instant, is_idle: bool, unix: UnixTime) {
+        let mut now = clock::now();
+        self.share.note_frames(now.saturating_duration_since(since));
+        let mut is_due = is_idle || self.share.is_earned();
+        while is_due && self.core.has_strangers() {
+            self.core.handle_stranger(now, unix);
+            self.transmit();
+            let done = clock::now();
+            self.share
+                .note_stranger(done.saturating_duration_since(now));
+            now = done;
+            is_due = !is_idle && self.share.is_earned();
+        }
     }
 
     fn handle_command(&mut self, command: GatewayCommand, now: Instant, unix: UnixTime) {
@@ -284,16 +320,17 @@ impl Gateway {
                 let connections = self.wss.as_ref().map_or(0, Wss::len);
                 drop(reply.send(GatewayStatus {
                     connections,
-                    ..self.core.status()
+                    ..self.core.status(now)
                 }));
             }
         }
     }
 
-    fn receive(&mut self, socket: usize, buffer: &mut [u8], now: Instant, unix: UnixTime) {
+    /// Takes what a socket has, until the others have their turn; tells whether that was all.
+    fn receive(&mut self, socket: usize, buffer: &mut [u8], now: Instant, unix: UnixTime) -> bool {
         for _ in 0..RECEIVES {
             let Some(port) = self.sockets.get(socket) else {
-                return;
+                return true;
             };
             match port.receive(buffer) {
                 // Nobody is there: whoever says so would pass for a connection.
@@ -306,12 +343,13 @@ impl Gateway {
                     self.core.handle_batch(from, bytes, stride, now, unix);
                     self.pass_on(bytes, received.ecn);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 // An error about an earlier datagram; the socket goes on.
                 Err(error) => tracing::debug!(%error, "Receive error"),
             }
             self.transmit();
         }
+        false
     }
 
     /// Takes what connections brought, until the others have their turn.

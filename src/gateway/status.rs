@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::rate::Rate;
 use crate::id::{Did, NetworkId, OverlayIp};
 use crate::wire::carrier::Carrier;
 
@@ -25,6 +26,9 @@ pub struct GatewayStatus {
     pub connections: usize,
     pub forwarded_frames: u64,
     pub forwarded_bytes: u64,
+    /// What is sent on to agents now.
+    #[serde(default)]
+    pub forwarding: Rate,
     /// Dropped datagrams and frames by reason; reasons that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     /// The first thousand attachments, by hop id.
@@ -72,6 +76,11 @@ pub struct AttachmentStatus {
     pub carrier: Carrier,
     /// Silent for more than a lease.
     pub stale: bool,
+    /// What it sends and is sent now.
+    #[serde(default)]
+    pub sent: Rate,
+    #[serde(default)]
+    pub received: Rate,
 }
 
 impl fmt::Display for Standing {

@@ -20,9 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::GatewaySettings;
 use crate::gateway::alternates::AlternatesConfig;
 use crate::gateway::core::{CoreConfig, CoreKeys, MeshConfig};
-use crate::gateway::quota::QuotaConfig;
+use crate::gateway::quota::{Allowance, QuotaConfig};
 use crate::gateway::server::{self, Gateway, GatewayCommand};
 use crate::node::local_api::{self, SocketError};
+use crate::node::metrics;
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
 use crate::os::wss::CertificateError;
@@ -47,6 +48,12 @@ pub enum GatewayError {
     NeedsAddress(SocketAddr),
     #[error("the operator token's registry pin is damaged")]
     BadPin,
+    #[error("cannot serve metrics at {at}")]
+    Metrics {
+        at: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("{}: {why}", .file.display())]
     Peering { file: PathBuf, why: PeeringError },
     #[error("cannot read {}", .file.display())]
@@ -104,6 +111,23 @@ impl GatewayConfig {
         self.dir.join("gateway.sock")
     }
 
+    fn quota(&self) -> QuotaConfig {
+        let quota = &self.settings.quota;
+        QuotaConfig {
+            agent: Allowance {
+                packets: quota.packets,
+                bytes: quota.bytes,
+            },
+            network: Allowance {
+                packets: quota.network_packets,
+                bytes: quota.network_bytes,
+            },
+            unknown: quota.unknown,
+            network_agents: quota.network_agents,
+            source_agents: quota.source_agents,
+        }
+    }
+
     fn core(&self) -> CoreConfig {
         let (attach, mesh) = (&self.settings.attach, &self.settings.mesh);
         CoreConfig {
@@ -149,18 +173,24 @@ pub async fn serve(
         tunnel: keys.tunnel.clone(),
         reset: keys.reset_key(),
     };
+    let metrics = match config.settings.metrics.listen {
+        Some(at) => {
+            let bound = metrics::bind(at).await;
+            Some(bound.map_err(|source| GatewayError::Metrics { at, source })?)
+        }
+        None => None,
+    };
     let gateway = Gateway::bind(&server, core)?;
     let (commands, received) = mpsc::channel(MAX_COMMANDS);
-    let quota = config.settings.quota;
-    let quota = GatewayCommand::SetQuota(QuotaConfig {
-        packets: quota.packets,
-        bytes: quota.bytes,
-    });
+    let quota = GatewayCommand::SetQuota(config.quota());
     // The queue is empty, and the server there.
     drop(commands.try_send(quota));
     drop(commands.try_send(GatewayCommand::SetPeerings(peerings.clone())));
     let peering = tokio::spawn(peering::introduce(peerings, commands.clone()));
     let (stopping, stopped) = oneshot::channel::<()>();
+    let asked = commands.clone();
+    let read = move || status::metrics(asked.clone());
+    let metrics = metrics.map(|listener| tokio::spawn(metrics::serve(listener, read)));
     let status = tokio::spawn(status::serve(listener, commands.clone(), async {
         drop(stopped.await);
     }));
@@ -178,6 +208,9 @@ pub async fn serve(
     gateway.run(received, shutdown).await;
     follow.abort();
     peering.abort();
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     if let Some(multicast) = multicast {
         multicast.abort();
     }

@@ -11,6 +11,7 @@ pub mod gateway;
 mod gateways;
 pub mod join;
 pub mod local_api;
+mod metrics;
 mod names;
 pub mod netcheck;
 mod network;

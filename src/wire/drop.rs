@@ -80,6 +80,8 @@ drop_reasons! {
     FrameQuota => "frame_quota",
     /// A frame whose message id was seen before or left the window.
     FrameReplayed => "frame_replayed",
+    /// A frame to a target that nobody is known by, beyond as many as an agent may send.
+    FrameScan => "frame_scan",
     /// A frame whose source is not the attached agent's.
     FrameSource => "frame_source",
     /// A frame whose tag is wrong.

@@ -16,6 +16,7 @@ pub mod have;
 pub mod icmp6;
 pub mod ip;
 pub mod mesh;
+pub mod metrics;
 pub mod part;
 pub mod srv;
 pub mod stun;

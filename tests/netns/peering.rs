@@ -48,6 +48,10 @@ impl<'a> Domain<'a> {
         host.ok(&format!(
             "agentnet gateway init --dir /var/lib/gateway --listen {ip}:16201 {OPERATOR}"
         ));
+        host.ok(
+            "sed -i 's|^#listen = \"127.0.0.1:9464\"|listen = \"127.0.0.1:9464\"|' \
+             /var/lib/gateway/gateway.toml",
+        );
         host.ok(&format!("agentnet network create acme {OPERATOR}"));
         let kept = host.ok("cat /var/lib/agentnet/networks/acme.json");
         let kept: Value = serde_json::from_str(&kept).unwrap();
@@ -235,6 +239,19 @@ fn agents_of_two_domains_reach_each_other_by_two_gateways() {
             let stands = (&peers[0]["state"], &peers[0]["prefixes"][0]);
             assert_eq!(stands, (&"up".into(), &prefix.into()), "{told}");
         }
+        let metrics = one.host.ok("curl -sf http://127.0.0.1:9464/metrics");
+        for line in [
+            "agentnet_gateway_attached 1",
+            "agentnet_gateway_peers{state=\"up\"} 1",
+            "agentnet_dropped_total{reason=\"frame_tag\"} 0",
+        ] {
+            assert!(metrics.lines().any(|of| of == line), "{line}: {metrics}");
+        }
+        let passed = metrics.lines().find_map(|line| {
+            let passed = line.strip_prefix("agentnet_gateway_forwarded_frames_total ")?;
+            passed.parse::<u64>().ok()
+        });
+        assert!(passed > Some(0), "{metrics}");
         // Payloads alone passed, and to nobody that was not meant.
         assert!(a.received.iter().all(|(from, _)| *from == b.address));
 

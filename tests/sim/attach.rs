@@ -5,6 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use agentnet::engine::attach::State;
 use agentnet::engine::session::{Session, SessionKeys};
 use agentnet::gateway::core::{Core, CoreConfig};
+use agentnet::gateway::quota::QuotaConfig;
 use agentnet::os::clock;
 use agentnet::statement::{Head, Revocation, RevokedKey, Statement};
 use agentnet::wire::a2g::{HEADER, RESET, Reset};
@@ -73,7 +74,7 @@ fn attached_agents_exchange_frames() {
 
     exchange(&mut world, &network, a, b);
 
-    let status = world.gateway.as_ref().unwrap().status();
+    let status = world.gateway.as_ref().unwrap().status(clock::now());
     assert_eq!(
         (status.attached, status.routes, status.forwarded_frames),
         (2, 2, 2)
@@ -180,7 +181,7 @@ fn an_idle_agent_stays_attached_and_a_silent_one_does_not() {
 
     let gone = world.agents.remove(b);
     world.run(LEASE + secs(1));
-    let status = world.gateway.as_ref().unwrap().status();
+    let status = world.gateway.as_ref().unwrap().status(clock::now());
     assert_eq!(status.attached, 2);
     assert_eq!(status.attachments.iter().filter(|x| x.stale).count(), 1);
     world.run(LEASE);
@@ -416,7 +417,15 @@ fn a_flood_of_strangers_is_bounded_and_attached_agents_go_on() {
                 .iter()
                 .all(|(_, bytes)| bytes.len() < 148)
         );
-        assert!(world.gateway.as_ref().unwrap().status().attaching <= 64);
+        assert!(
+            world
+                .gateway
+                .as_ref()
+                .unwrap()
+                .status(clock::now())
+                .attaching
+                <= 64
+        );
     }
     exchange(&mut world, &network, a, b);
 
@@ -424,7 +433,15 @@ fn a_flood_of_strangers_is_bounded_and_attached_agents_go_on() {
     world.run(secs(6));
     assert_eq!(world.state(late), State::Attached);
     world.run(secs(20));
-    assert_eq!(world.gateway.as_ref().unwrap().status().attaching, 0);
+    assert_eq!(
+        world
+            .gateway
+            .as_ref()
+            .unwrap()
+            .status(clock::now())
+            .attaching,
+        0
+    );
 }
 
 /// A thousand agents of one router are back within seconds of a restart, spread over them, with
@@ -502,4 +519,42 @@ fn the_same_seed_gives_the_same_wire() {
 
     assert!(run(24) == run(24));
     assert!(run(24) != run(25));
+}
+
+/// F-044: of one network, and from one address, as many attach as may; who is attached may come back.
+#[test]
+fn attachments_are_bounded_by_network_and_by_source() {
+    let (mut world, network, a, b) = pair(29);
+    let other = Network::new(2);
+    world.start_gateway(&[network.id(), other.id()]);
+    let quota = QuotaConfig {
+        network_agents: 3,
+        ..QuotaConfig::default()
+    };
+    world.gateway.as_mut().unwrap().set_quota(quota);
+    for agent in [a, b] {
+        world.send(agent, network.address(10), b"lost");
+    }
+    world.run(secs(4));
+
+    let third = world.add(&network, 12, YEAR);
+    world.run(secs(1));
+    let fourth = world.add(&network, 13, YEAR);
+    let elsewhere = world.add(&other, 14, YEAR);
+    world.run(secs(4));
+    let attached = [a, b, third, fourth, elsewhere].map(|n| world.state(n) == State::Attached);
+    assert_eq!(attached, [true, true, true, false, true]);
+    // All are behind one address.
+    let quota = QuotaConfig {
+        source_agents: 4,
+        ..QuotaConfig::default()
+    };
+    world.gateway.as_mut().unwrap().set_quota(quota);
+    let fifth = world.add(&other, 15, YEAR);
+    world.run(secs(2));
+    assert_ne!(world.state(fifth), State::Attached);
+    world.agents[a].attachment.renew(clock::now());
+    world.run(secs(2));
+    assert_eq!((world.state(a), world.attached()), (State::Attached, 4));
+    exchange(&mut world, &network, a, b);
 }

@@ -153,11 +153,11 @@ impl World {
 
     /// Returns what the gateway dropped, by reason.
     pub(crate) fn drops(&self) -> BTreeMap<String, u64> {
-        self.gateway.as_ref().unwrap().status().drops
+        self.gateway.as_ref().unwrap().status(clock::now()).drops
     }
 
     pub(crate) fn attached(&self) -> usize {
-        self.gateway.as_ref().unwrap().status().attached
+        self.gateway.as_ref().unwrap().status(clock::now()).attached
     }
 
     fn next_timeout(&self) -> Option<(Instant, &'static str)> {

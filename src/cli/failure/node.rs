@@ -200,6 +200,9 @@ impl From<GatewayError> for Failure {
             GatewayError::OwnDomain(_) => {
                 Some("gateways of one domain find each other; take it out of peering.files")
             }
+            GatewayError::Metrics { .. } => {
+                Some("name a free address of this host in metrics.listen")
+            }
             GatewayError::NoGateways => Some("start a gateway of this domain, and try again"),
             GatewayError::File(_)
             | GatewayError::Lock(_)
@@ -221,6 +224,7 @@ impl From<GatewayError> for Failure {
             | GatewayError::Certificate(_)
             | GatewayError::Exists(_)
             | GatewayError::Missing(_)
+            | GatewayError::Metrics { .. }
             | GatewayError::NoGateways
             | GatewayError::OwnDomain(_)
             | GatewayError::Peering { .. }

@@ -6,8 +6,6 @@ use std::time::Instant;
 use rand::Rng;
 use thiserror::Error;
 
-use crate::engine::session::receiver_index;
-use crate::gateway::attach::Guested;
 use crate::gateway::core::Core;
 use crate::gateway::mesh::{Effect, Incoming, Named, PeerState};
 use crate::gateway::mft::PeerId;
@@ -169,46 +167,7 @@ impl Core {
         }
     }
 
-    /// Takes a WireGuard message, of another gateway or of one who wants to attach.
-    pub(super) fn handle_wireguard(
-        &mut self,
-        from: SocketAddr,
-        kind: WireGuard,
-        bytes: &[u8],
-        now: Instant,
-        unix: UnixTime,
-    ) {
-        let guested = match kind {
-            WireGuard::Initiation => match self.guests.screen(from, bytes, now) {
-                Ok(key) => match self.mesh.of_key(&key) {
-                    Some(id) => return self.handle_peer(id, kind, (from, bytes), now),
-                    None => self.guests.begin(key, bytes, now),
-                },
-                Err(guested) => guested,
-            },
-            WireGuard::Response | WireGuard::CookieReply | WireGuard::Transport => {
-                let index = receiver_index(bytes);
-                match index.and_then(|index| self.mesh.of_index(index)) {
-                    Some(id) => return self.handle_peer(id, kind, (from, bytes), now),
-                    None if kind == WireGuard::Transport => {
-                        self.guests.handle_transport(bytes, now)
-                    }
-                    None => Guested::Dropped(DropReason::HandshakeUnknown),
-                }
-            }
-        };
-        match guested {
-            Guested::Attach { key, record } => self.attach(from, key, record, now, unix),
-            Guested::Dropped(reason) => self.drops.count(reason),
-            Guested::Gateway { key, statement } => {
-                self.introduce(from, key, &statement, (now, unix));
-            }
-            Guested::Nothing => {}
-            Guested::Send(bytes) => self.send(from, bytes),
-        }
-    }
-
-    fn handle_peer(
+    pub(super) fn handle_peer(
         &mut self,
         id: PeerId,
         kind: WireGuard,
@@ -221,7 +180,7 @@ impl Core {
     }
 
     /// Meets a gateway that the registry did not tell of yet, by its own statement.
-    fn introduce(
+    pub(super) fn introduce(
         &mut self,
         from: SocketAddr,
         key: TunnelKey,

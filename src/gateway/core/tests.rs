@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::gateway::forward::NewHop;
 use crate::gateway::forward::tests::{LEASE, UNIX, data, endpoint, frame, new, start};
 use crate::id::IdentityKey;
 use crate::wire::a2g::{Direction, HEADER, Header, HopKeys, Kind};
@@ -116,7 +117,7 @@ fn a_batch_goes_on_in_runs_of_one_next_hop() {
         (DropReason::FrameTtl, 1),
     ];
     assert_eq!(drops(&core), expected);
-    let status = core.status();
+    let status = core.status(now);
     assert_eq!(
         (status.forwarded_frames, status.forwarded_bytes),
         (6, 5 * 156 + 96)
@@ -235,7 +236,7 @@ fn connections_count_as_the_host_they_are_from() {
     assert_eq!(resets, 5);
     assert!(of_connection.is_none() && of_socket.is_some());
     assert_eq!(core.recovery().hops.len(), AGENTS.len());
-    let status = core.status();
+    let status = core.status(now);
     let listed = status.attachments.iter().map(|one| one.carrier);
     assert_eq!(listed.filter(|by| *by == Carrier::Wss).count(), 1);
 }

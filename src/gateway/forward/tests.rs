@@ -1,4 +1,5 @@
 use super::*;
+use crate::gateway::rate::Rate;
 use crate::id::{DomainPrefix, IdentityKey};
 use crate::wire::a2g::HEADER;
 
@@ -224,10 +225,7 @@ fn an_attachment_ends_with_its_membership_or_its_secret() {
 fn one_over_its_quota_does_not_hurt_another() {
     let now = start();
     let mut hops = hops(now);
-    hops.quota = QuotaConfig {
-        packets: 50,
-        bytes: 0,
-    };
+    hops.quota.agent.packets = 50;
     let mut pass = |n: u8, count: u64, target: u8, now: Instant| {
         let sent = (0..count).map(|message| {
             let header = Header {
@@ -245,4 +243,82 @@ fn one_over_its_quota_does_not_hurt_another() {
     let beat = Header::data(1, 2000, new(1).gateway, new(1).agent).of_kind(Kind::Heartbeat);
     let answer = hops.handle_frame(endpoint(1), &mut frame(1, &beat), now, UNIX);
     assert!(matches!(answer, Outcome::Answer(..)));
+}
+
+/// A network beyond its quota loses its own frames; another network's all pass.
+#[test]
+fn a_network_over_its_quota_does_not_hurt_another() {
+    let now = start();
+    let mut hops = hops(now);
+    assert!(hops.insert(new(11), now).is_none());
+    hops.quota.network.packets = 60;
+    let mut pass = |n: u8, target: u8| {
+        let sent = (0..50).map(|message| {
+            let header = Header {
+                target: new(target).agent.ip(),
+                source: new(n).agent.ip(),
+                ..data(n, message)
+            };
+            hops.handle_frame(endpoint(n), &mut frame(n, &header), now, UNIX)
+        });
+        sent.filter(|outcome| matches!(outcome, Outcome::Forward(_)))
+            .count()
+    };
+
+    assert_eq!((pass(1, 2), pass(2, 1)), (50, 10));
+    assert_eq!((pass(10, 11), pass(11, 10)), (50, 10));
+}
+
+/// Who tries addresses is told apart from who looks for one that just left; others are not concerned.
+#[test]
+fn who_tries_addresses_is_told_apart() {
+    let now = start();
+    let mut hops = hops(now);
+    hops.quota.unknown = 5;
+    let nobody = address(1, 99).ip();
+    let mut to_nobody = |message: u64, now: Instant| {
+        let header = Header {
+            target: nobody,
+            ..data(1, message)
+        };
+        reason(&mut hops, &header, now)
+    };
+
+    let reasons: Vec<_> = (0..8).map(|message| to_nobody(message, now)).collect();
+    assert_eq!(reasons[..5], [DropReason::FrameTarget; 5]);
+    assert_eq!(reasons[5..], [DropReason::FrameScan; 3]);
+    let later = now + Duration::from_secs(1);
+    assert_eq!(to_nobody(8, later), DropReason::FrameTarget);
+    let sent = hops.handle_frame(endpoint(1), &mut frame(1, &data(1, 9)), later, UNIX);
+    assert!(matches!(sent, Outcome::Forward(_)));
+}
+
+/// Rates are of each attachment, both ways; who moves counts where it is.
+#[test]
+fn what_agents_send_and_get_is_measured() {
+    let now = start();
+    let mut hops = hops(now);
+    let at = |n: u64| now + Duration::from_millis(n * 100);
+    for n in 0..50 {
+        let sent = hops.handle_frame(endpoint(7), &mut frame(1, &data(1, n)), at(n), UNIX);
+        assert!(matches!(sent, Outcome::Forward(_)));
+    }
+
+    let rate = |n: u32| {
+        (
+            hops.hops[&n].sent.rate(at(50)),
+            hops.hops[&n].received.rate(at(50)),
+        )
+    };
+    let size = HEADER as u64 + 2;
+    let ten = Rate {
+        packets: 10,
+        bytes: 10 * size,
+    };
+    assert_eq!(
+        (rate(1), rate(2)),
+        ((ten, Rate::default()), (Rate::default(), ten))
+    );
+    let of = |n| hops.tenants.of_source(Source::of(endpoint(n)));
+    assert_eq!((of(1), of(7), of(2)), (0, 1, 1));
 }

@@ -6,6 +6,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::gateway::metrics;
 use crate::gateway::server::GatewayCommand;
 use crate::gateway::status::GatewayStatus;
 use crate::node::local_api::{LocalListener, answer};
@@ -35,4 +36,10 @@ async fn ask(commands: &mpsc::Sender<GatewayCommand>) -> Result<GatewayStatus, P
     let command = GatewayCommand::Status(reply);
     commands.send(command).await.map_err(|_| stopping())?;
     told.await.map_err(|_| stopping())
+}
+
+/// Returns the metrics of this moment; None when the gateway is stopping.
+pub(super) async fn metrics(commands: mpsc::Sender<GatewayCommand>) -> Option<String> {
+    let status = ask(&commands).await.ok()?;
+    Some(metrics::text(&status, &metrics::drops(&status)))
 }

@@ -149,7 +149,7 @@ impl World {
             }
         }
         assert!(count <= most, "{count} datagrams for one");
-        let status = self.core.status();
+        let status = self.core.status(clock::now());
         assert!(status.attached <= 4 && status.attaching <= 4 && status.routes <= status.attached);
         for attached in status.attachments {
             let owner = self
@@ -413,9 +413,12 @@ impl World {
             self.attach(n, n);
             assert!(self.agents[n].hop.is_some(), "agent {n} cannot attach");
         }
-        let (target, before) = (self.agents[1].address, self.core.status().forwarded_frames);
+        let (target, before) = (
+            self.agents[1].address,
+            self.core.status(clock::now()).forwarded_frames,
+        );
         self.data(0, target, b"payload");
-        assert_eq!(self.core.status().forwarded_frames, before + 1);
+        assert_eq!(self.core.status(clock::now()).forwarded_frames, before + 1);
     }
 }
 

@@ -98,7 +98,13 @@ fn of_many_gateways_the_three_nearest_are_used() {
     world.pass(SECOND * 240);
 
     assert_eq!(chosen(&world, "a"), [2, 5, 7]);
-    let attached = |n: usize| world.gateways[n].as_ref().unwrap().status().attached;
+    let attached = |n: usize| {
+        world.gateways[n]
+            .as_ref()
+            .unwrap()
+            .status(clock::now())
+            .attached
+    };
     let attached = (0..9).filter(|n| attached(*n) > 0).collect::<Vec<_>>();
     assert_eq!(attached, [2, 5, 7], "the others were left");
 }

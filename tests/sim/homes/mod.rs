@@ -179,7 +179,7 @@ fn a_change_of_network_is_announced_everywhere() {
     world.talk("a", "b", SECOND * 2);
 
     for gateway in world.gateways.iter().flatten() {
-        let status = gateway.status();
+        let status = gateway.status(clock::now());
         let mut all = status.attachments.iter();
         assert!(all.any(|attached| attached.endpoint == moved), "{status:?}");
     }
@@ -196,7 +196,7 @@ fn who_leaves_tells_every_gateway() {
     world.pass(SECOND / 10);
 
     for gateway in world.gateways.iter().flatten() {
-        assert_eq!(gateway.status().attached, 1);
+        assert_eq!(gateway.status(clock::now()).attached, 1);
     }
 }
 

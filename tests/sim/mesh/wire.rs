@@ -316,12 +316,14 @@ impl World {
 
     pub(super) fn peers(&self, gate: usize) -> Vec<PeerStatus> {
         let core = self.gates[gate].core.as_ref();
-        core.map(|core| core.status().peers).unwrap_or_default()
+        core.map(|core| core.status(clock::now()).peers)
+            .unwrap_or_default()
     }
 
     pub(super) fn drops(&self, gate: usize) -> BTreeMap<String, u64> {
         let core = self.gates[gate].core.as_ref();
-        core.map(|core| core.status().drops).unwrap_or_default()
+        core.map(|core| core.status(clock::now()).drops)
+            .unwrap_or_default()
     }
 
     /// Tells how one gateway stands to another.

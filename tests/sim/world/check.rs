@@ -554,7 +554,7 @@ impl Play {
             .world
             .gateway
             .as_ref()
-            .map(agentnet::gateway::core::Core::status);
+            .map(|core| core.status(clock::now()));
         let over = status.filter(|status| status.attached > n || status.routes > n);
         over.map_or(Ok(()), |status| {
             Err(Failure {
