@@ -1,7 +1,9 @@
 //! What every daemon needs beside its work: a log, signals, word to the service manager.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
@@ -41,11 +43,25 @@ pub(super) fn stop_asked() -> Result<impl Future<Output = ()> + Send + 'static, 
             _ = interrupt.recv() => info!("Interrupted, stopping"),
             _ = terminate.recv() => info!("Asked to stop"),
         }
+        drop(sd_notify::notify(&[NotifyState::Stopping]));
     })
 }
 
-/// Tells the service manager, if there is one, that the daemon does its work.
+/// Tells the service manager, if there is one, that the daemon does its work, and from now on, if it wants
+/// to know, that it still lives.
 pub(super) fn tell_ready() {
     // Without a service manager there is nobody to tell.
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    drop(sd_notify::notify(&[NotifyState::Ready]));
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(tell_alive(limit));
+    }
+}
+
+/// Tells that the runtime still does what is due, twice as often as it must.
+async fn tell_alive(limit: Duration) {
+    let mut pace = tokio::time::interval(limit / 2);
+    loop {
+        pace.tick().await;
+        drop(sd_notify::notify(&[NotifyState::Watchdog]));
+    }
 }

@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# What the host is beside files in /var, /run and /etc/machine-id.
+host_is() {
+  ip -o addr show up; ip route; ip -6 route; cat /etc/resolv.conf
+  find /etc /usr /root -xdev -newer /shared/run -not -name '*.cache' 2>/dev/null | sort
+  ls /run/agentnet 2>/dev/null || true
+}
+touch /etc/resolv.conf
+ip link set lo up
+host_is >/tmp/before
+
+serve
+[ "$(ps -o user= -p "$(systemctl show -p MainPID --value agentnet-gateway)")" = agentnet ]
+[ "$(ps -o user= -p "$(systemctl show -p MainPID --value agentnet-registry)")" = agentnet ]
+[ "$(stat -c '%U %a' /var/lib/agentnet-gateway)" = "agentnet 700" ]
+agentnet network create acme --operator-token-file /var/lib/agentnet-registry/operator.token
+agentnet token create acme --name '*' --uses 9 --out /tmp/token
+agentnet join --token-file /tmp/token --name a
+
+# Ready means that the address and the name answer.
+systemctl start agentnet
+getent hosts a.acme.agent
+address=$(getent hosts a.acme.agent | cut -d' ' -f1)
+ping -6 -c 1 "$address"
+until_so sh -c 'agentnet status | grep -q connected'
+# The least of a web server.
+python3 -c '
+import socket
+server = socket.create_server(("::", 8000), family=socket.AF_INET6)
+client, _ = server.accept()
+client.recv(4096)
+client.sendall(b"HTTP/1.0 200 OK\r\n\r\nhello\n")
+' &
+until_so sh -c 'ss -ltn | grep -q :8000'
+[ "$(curl -sf --max-time 5 http://a.acme.agent:8000/)" = hello ]
+agentnet gateway status --config /var/lib/agentnet-gateway/gateway.toml
+
+systemctl restart agentnet
+[ "$(getent hosts a.acme.agent | cut -d' ' -f1)" = "$address" ]
+for unit in agentnet-gateway agentnet-registry agentnet; do
+  pid=$(systemctl show -p MainPID --value "$unit")
+  kill -9 "$pid"
+  until_so is_back "$unit" "$pid"
+done
+until_so getent hosts a.acme.agent
+
+systemctl stop agentnet agentnet-gateway agentnet-registry
+for unit in agentnet-gateway agentnet-registry agentnet; do
+  [ "$(systemctl show -p Result --value "$unit")" = success ]
+done
+rm -rf /tmp/token
+host_is >/tmp/after
+diff /tmp/before /tmp/after
+echo "all is as before"
