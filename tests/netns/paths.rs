@@ -1,5 +1,7 @@
 //! Direct paths through two NATs of the kernel.
 
+mod near;
+
 use std::time::Duration;
 
 use crate::{
