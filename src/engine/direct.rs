@@ -11,7 +11,7 @@ use crate::engine::{
 };
 use crate::id::OverlayIp;
 use crate::wire::{
-    carrier::is_carrier,
+    carrier::{is_carrier, is_punched},
     datagram::{Datagram, WireGuard},
     drop::DropReason,
 };
@@ -38,7 +38,7 @@ impl Engine {
     /// Takes a datagram that is of no gateway: installed peers may speak to us, nobody else.
     pub(super) fn handle_direct(&mut self, from: SocketAddr, bytes: &[u8], time: Time) {
         // A connection is a gateway's, and no peer is at its end.
-        if is_carrier(from) {
+        if is_carrier(from) && !is_punched(from) {
             self.out.drop(DropReason::DatagramUnknown);
             return;
         }

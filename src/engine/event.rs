@@ -8,7 +8,12 @@ use crate::engine::channel::ChannelChange;
 use crate::engine::hop::{SharedHop, Slot};
 use crate::engine::path::Path;
 use crate::id::{FullName, OverlayIp, UnixTime};
+#[cfg(doc)]
+use crate::wire::carrier;
 use crate::wire::drop::{Counters, DropReason};
+
+/// Peers that wait for sockets; more are not met.
+const MAX_PUNCHES: usize = 8;
 
 /// Both clocks at one moment; every input of the engine carries them.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +111,17 @@ pub enum Event {
     },
 }
 
+/// Sockets to be opened, each with a port of its own at our NAT, towards one endpoint of a peer.
+///
+/// What one hears from there is to be handed to the engine as coming from [`carrier::punched`], and
+/// what goes there leaves by it. Nothing is lost but a direct path where nobody does so.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Punch {
+    pub to: SocketAddr,
+    /// What each socket sends, one in each round.
+    pub datagrams: Vec<Vec<u8>>,
+}
+
 /// A statement that an installed peer told in its session; nothing of it is checked yet.
 #[derive(Debug)]
 pub(crate) struct Heard {
@@ -124,6 +140,7 @@ pub(crate) struct Out {
     pub(crate) injections: VecDeque<(OverlayIp, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) heard: VecDeque<Heard>,
+    pub(crate) punches: VecDeque<Punch>,
     pub(crate) counters: Counters,
 }
 
@@ -132,6 +149,13 @@ impl Out {
     pub(crate) fn event(&mut self, event: Event) {
         if !self.events.contains(&event) {
             self.events.push_back(event);
+        }
+    }
+
+    /// Adds sockets to be opened, of few peers at once.
+    pub(crate) fn punch(&mut self, punch: Punch) {
+        if self.punches.len() < MAX_PUNCHES {
+            self.punches.push_back(punch);
         }
     }
 

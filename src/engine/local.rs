@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::engine::{
     attach::Attachment,
-    event::{Event, Out, Packet, Time, Transmit},
+    event::{Event, Out, Packet, Punch, Time, Transmit},
     homes::Homes,
     hop::Slot,
     installed::{Install, Installed},
@@ -65,6 +65,8 @@ pub(crate) struct Local {
     observed: Vec<SocketAddr>,
     /// Our id of the hop that told; None before the first attachment.
     told_by: Option<u32>,
+    /// Where gateways see us, as it was looked at last.
+    seen_by_gateways: Vec<SocketAddr>,
     /// Whether the gateway carried frames when paths were last told.
     had_relay: bool,
     /// Our record as it was when it last said something new; None before the first.
@@ -103,6 +105,7 @@ impl Local {
             reflexive: Reflexive::default(),
             observed: Vec::new(),
             told_by: None,
+            seen_by_gateways: Vec::new(),
             had_relay: false,
             own_record: None,
             withheld: Withheld::default(),
@@ -307,6 +310,7 @@ impl Local {
                 PeerOutput::Alone(Path::Direct(to), bytes, travel) => {
                     out.transmits.push_back(Transmit { to, bytes, travel });
                 }
+                PeerOutput::Open(to, datagrams) => out.punch(Punch { to, datagrams }),
                 PeerOutput::Doubt(doubt) => self.reflexive.doubt(doubt, time.now),
                 PeerOutput::Packet(way, packet) if control::is_control(&packet) => {
                     self.control(peer, way, &packet, time, out);

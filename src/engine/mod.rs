@@ -49,7 +49,7 @@ use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 use zeroize::Zeroizing;
 
-pub use event::{ChannelEvent, Event, HopEvent, Packet, Time, Transmit, Travel};
+pub use event::{ChannelEvent, Event, HopEvent, Packet, Punch, Time, Transmit, Travel};
 pub use peer::{PeerState, PeerStats};
 
 use crate::engine::{
@@ -516,6 +516,11 @@ impl Engine {
     /// Returns the next change of data channels; none come unless [`Engine::set_suites`] allows any.
     pub fn poll_channel(&mut self) -> Option<ChannelEvent> {
         self.out.channels.pop_front()
+    }
+
+    /// Returns the next sockets to open towards a peer.
+    pub fn poll_punch(&mut self) -> Option<Punch> {
+        self.out.punches.pop_front()
     }
 
     /// Returns the next thing the driver has to do.

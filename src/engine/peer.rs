@@ -5,6 +5,7 @@ mod ways;
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -68,6 +69,8 @@ pub(crate) enum PeerOutput {
     Datagram(Path, Vec<u8>),
     /// The same, which travels in a way of its own.
     Alone(Path, Vec<u8>, Travel),
+    /// Sockets are to be opened towards this endpoint of the peer, by these messages.
+    Open(SocketAddr, Vec<Vec<u8>>),
     /// Our endpoint may have changed.
     Doubt(Doubt),
     /// A plain packet from the peer, user data or a control message, and the way it came.

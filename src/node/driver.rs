@@ -16,6 +16,7 @@ use crate::dataplane::{
 use crate::engine::{Engine, Event, Time, Travel, membership::State, path::Path};
 use crate::id::OverlayIp;
 use crate::node::carriers::Carriers;
+use crate::node::punch::Punches;
 use crate::node::store::Store;
 use crate::os::{clock, timer::Alarm};
 use crate::policy::Pair;
@@ -96,6 +97,7 @@ pub struct Core {
     device_lost: Arc<Notify>,
     /// None where gateways are reached by UDP alone.
     carriers: Option<Carriers>,
+    punches: Punches,
 }
 
 impl std::fmt::Debug for Core {
@@ -115,6 +117,7 @@ impl Core {
         dataplane: DataplaneHandle,
         gateways: mpsc::Sender<OverlayIp>,
     ) -> Self {
+        let punches = Punches::new(dataplane.clone());
         Self {
             engine: Engine::new(state, seed, now()),
             store,
@@ -128,6 +131,7 @@ impl Core {
             lost_devices: BTreeSet::new(),
             device_lost: Arc::new(Notify::new()),
             carriers: None,
+            punches,
         }
     }
 
@@ -221,6 +225,9 @@ impl Core {
     fn drain(&mut self) {
         while let Some(event) = self.engine.poll_event() {
             self.handle_event(event);
+        }
+        while let Some(punch) = self.engine.poll_punch() {
+            self.punches.begin(punch);
         }
         while let Some(event) = self.engine.poll_channel() {
             self.dataplane.change_channel(event);

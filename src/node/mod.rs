@@ -17,6 +17,7 @@ pub mod netcheck;
 mod network;
 pub mod owner;
 mod portmap;
+mod punch;
 pub mod resolver;
 mod running;
 pub mod store;

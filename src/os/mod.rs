@@ -13,6 +13,7 @@ pub mod portmap;
 pub mod random;
 pub mod realtime;
 pub mod route;
+pub mod spare;
 pub mod suspend;
 pub mod sysctl;
 pub mod timer;

@@ -56,6 +56,22 @@ pub fn endpoint(number: u64, peer: SocketAddr) -> SocketAddr {
     SocketAddrV6::new(ip, peer.port(), high, low).into()
 }
 
+/// In the number of a socket of its own to a peer, which no connection to a gateway has.
+const PUNCHED: u64 = 1 << 51;
+
+/// Returns the endpoint of socket `number`, of which the same holds; `peer` is over IPv4, and an agent.
+pub fn punched(number: u64, peer: SocketAddr) -> SocketAddr {
+    endpoint(number | PUNCHED, peer)
+}
+
+/// Tells whether an endpoint stands for a socket of its own to a peer.
+pub fn is_punched(endpoint: SocketAddr) -> bool {
+    let SocketAddr::V6(v6) = endpoint else {
+        return false;
+    };
+    is_carrier(endpoint) && u64::from(v6.flowinfo()) << 32 & PUNCHED != 0
+}
+
 /// Tells whether an endpoint stands for a connection.
 pub fn is_carrier(endpoint: SocketAddr) -> bool {
     match endpoint {

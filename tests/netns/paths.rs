@@ -1,5 +1,6 @@
 //! Direct paths through two NATs of the kernel.
 
+mod birthday;
 mod near;
 
 use std::time::Duration;

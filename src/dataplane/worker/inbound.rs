@@ -20,7 +20,7 @@ use crate::id::OverlayIp;
 use crate::os::udp::Received;
 use crate::policy::{Pair, Verdict};
 use crate::wire::a2g;
-use crate::wire::carrier::is_carrier;
+use crate::wire::carrier::{is_carrier, is_punched};
 use crate::wire::datagram::Datagram;
 use crate::wire::drop::DropReason;
 use crate::wire::ecn::Ecn;
@@ -148,8 +148,9 @@ impl Worker {
             }
         } else if Datagram::classify(datagram) == Some(Datagram::Channel) {
             let shard = held.at(self.shards.of_channel(datagram));
-            // No peer is at the end of a connection.
-            if is_carrier(received.from) || shard.hides_from(datagram) {
+            // No peer is at the end of a connection to a gateway.
+            let is_gateway = is_carrier(received.from) && !is_punched(received.from);
+            if is_gateway || shard.hides_from(datagram) {
                 self.seen.drops.count(DropReason::ChannelUnknown);
                 return;
             }

@@ -166,7 +166,7 @@ impl Local {
         let (message, travel) = match output {
             PeerOutput::Datagram(_, message) => (message, Travel::Freely),
             PeerOutput::Alone(_, message, travel) => (message, *travel),
-            PeerOutput::Doubt(_) | PeerOutput::Packet(..) => return,
+            PeerOutput::Doubt(_) | PeerOutput::Open(..) | PeerOutput::Packet(..) => return,
         };
         let is_handshake = matches!(
             Datagram::classify(message),

@@ -7,7 +7,7 @@ use crate::engine::{
     event::{Out, Time},
     hop::Hop,
     local::Local,
-    path::{Mode, PathAgent},
+    path::{Mode, PathAgent, predicted},
     peer::{Peer, PeerOutput},
     reflexive::Reflexive,
     session::{self, initiator},
@@ -22,6 +22,8 @@ const HOST_PRIORITY: u32 = 2;
 /// Opened for us, it needs no luck; but one inside the same site is nearer.
 const MAPPED_PRIORITY: u32 = 1;
 const REFLEXIVE_PRIORITY: u32 = 1;
+/// A guess, after what somebody saw.
+const PREDICTED_PRIORITY: u32 = 0;
 
 impl Local {
     /// Returns where peers may reach us directly.
@@ -47,10 +49,21 @@ impl Local {
         });
         let seen_at = self.reflexive.endpoint().into_iter();
         let seen_at = seen_at.chain(self.observed.iter().copied());
+        let mut seen_by_all = self.seen_by_gateways.clone();
+        seen_by_all.extend(self.reflexive.endpoint());
+        seen_by_all.extend(&self.observed);
+        let predicted = predicted(&seen_by_all)
+            .into_iter()
+            .map(|endpoint| Candidate {
+                kind: Kind::Predicted,
+                endpoint,
+                priority: PREDICTED_PRIORITY,
+            });
         // First, since what is beyond the sixteenth is left out.
         mapped
             .into_iter()
             .chain(seen_at.filter(|at| self.mapped != Some(*at)).map(seen))
+            .chain(predicted)
             .chain(self.hosts.iter().map(host))
             .collect()
     }
@@ -127,6 +140,13 @@ impl Local {
             if observed.port() != 0 {
                 self.learn_reflexive(observed, time, out);
             }
+        }
+        let hops = self.homes.iter().filter_map(Attachment::hop);
+        let seen = hops.map(Hop::observed).filter(|at| at.port() != 0);
+        let seen = seen.collect::<Vec<_>>();
+        if seen != self.seen_by_gateways {
+            self.seen_by_gateways = seen;
+            self.tell_candidates(time, out);
         }
         let is_attached = self.homes.is_attached();
         if is_attached != self.had_relay {

@@ -33,7 +33,7 @@ pub fn is_usable(endpoint: SocketAddr) -> bool {
         SocketAddr::V4(v4) => v4.ip().is_link_local(),
         SocketAddr::V6(v6) => v6.ip().is_unicast_link_local(),
     };
-    !is_local && is_reachable(endpoint)
+    !is_local && is_reachable(endpoint) && !carrier::is_carrier(endpoint)
 }
 
 /// Tells whether an endpoint that was seen as a source may be sent to.
@@ -45,7 +45,8 @@ pub(super) fn is_reachable(endpoint: SocketAddr) -> bool {
             is_unicast_v6(*v6.ip()) && (has_scope || !v6.ip().is_unicast_link_local())
         }
     };
-    is_good && endpoint.port() != 0 && !carrier::is_carrier(endpoint)
+    let is_nobody = carrier::is_carrier(endpoint) && !carrier::is_punched(endpoint);
+    is_good && endpoint.port() != 0 && !is_nobody
 }
 
 fn is_unicast_v4(ip: Ipv4Addr) -> bool {

@@ -12,6 +12,7 @@ mod evidence;
 mod mtu;
 mod pair;
 mod probes;
+mod punch;
 mod record;
 mod remote;
 mod schedule;
@@ -27,13 +28,15 @@ use std::{
 
 use crate::engine::{
     limits::Bucket,
-    path::{candidate::same_list, evidence::Evidence, pair::Pair, probes::Probes},
+    path::{candidate::same_list, evidence::Evidence, pair::Pair, probes::Probes, punch::Punch},
 };
 use crate::wire::candidate::{Candidate, Candidates, MAX_CANDIDATES};
 use crate::wire::control::ProbeReply;
 
 pub use candidate::{Class, is_usable};
 pub use choice::Reason;
+pub(crate) use punch::predicted;
+pub use punch::{Opening, ROUNDS};
 pub use view::{Obstacle, PairState, PairView, PathView};
 
 /// Endpoints of a peer that nobody named but authentic messages came from, as from behind a NAT that
@@ -130,6 +133,7 @@ pub struct PathAgent {
     previous: Option<(Path, Instant)>,
     evidence: Evidence,
     probes: Probes,
+    punch: Punch,
     /// What may go to endpoints that never answered.
     strange: Bucket,
     local: Vec<Candidate>,
@@ -167,6 +171,7 @@ impl PathAgent {
             previous: None,
             evidence: Evidence::default(),
             probes: Probes::new(seed, now),
+            punch: Punch::default(),
             strange: Bucket::new(STRANGE_PER_SECOND, STRANGE_BURST, now),
             local: Vec::new(),
             seq: 0,
@@ -258,6 +263,7 @@ impl PathAgent {
         self.local = local;
         self.seq += 1;
         self.schedule_telling(now);
+        self.review_meeting(now);
         if is_elsewhere {
             self.meet(now);
         }
@@ -298,6 +304,7 @@ impl PathAgent {
         self.is_quiet = false;
         self.is_telling = false;
         self.tell.clear();
+        self.stop_guessing();
         self.forget_probes();
     }
 
@@ -391,6 +398,7 @@ impl PathAgent {
     /// Takes that our network changed: all paths are probed at once while the relay carries data.
     pub fn handle_network_change(&mut self, now: Instant) {
         self.silent.clear();
+        self.forget_meeting(now);
         self.evidence.prove();
         for pair in self.pairs.values_mut() {
             pair.mtu.restart();

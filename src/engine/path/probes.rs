@@ -99,6 +99,29 @@ impl Probes {
         self.free_at = now + BRIEF_GAP;
     }
 
+    /// Makes a probe whose reply nobody waits for: the peer's own comes once it is heard.
+    pub(super) fn guess(&mut self, path: Path) {
+        self.made.push_back(Probe {
+            id: self.rng.next_u64(),
+            number: 1,
+            path,
+            size: None,
+            is_brief: false,
+        });
+    }
+
+    /// Returns an id for a probe that goes its own way.
+    pub(super) fn number(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+
+    /// Returns any port that is not below `first`.
+    pub(super) fn port(&mut self, first: u16) -> u16 {
+        let count = u32::from(u16::MAX - first) + 1;
+        let random = self.rng.next_u32() % count;
+        first.saturating_add(u16::try_from(random).unwrap_or(u16::MAX))
+    }
+
     pub(super) fn poll(&mut self) -> Option<Probe> {
         self.made.pop_front()
     }

@@ -32,6 +32,7 @@ impl PathAgent {
             let pair = Pair::listed(&candidate, self.number(), tries, now);
             self.pairs.insert(path, pair);
         }
+        self.review_meeting(now);
     }
 
     /// Removes what the peer no longer names; silence is remembered.

@@ -56,6 +56,7 @@ impl PathAgent {
         if self.is_up && self.mode.seeks() {
             self.tell_due(now);
             self.probe_due(now);
+            self.punch(now);
         }
         self.ask_size(now);
     }
@@ -108,7 +109,8 @@ impl PathAgent {
                 Due::Verdict => Some((at, "path verdict")),
             }
         });
-        pairs.chain(tell).chain(size).chain(rest).min()
+        let punch = self.punch_due().map(|at| (at, "ports to guess"));
+        pairs.chain(tell).chain(size).chain(punch).chain(rest).min()
     }
 
     /// Returns what is due of a pair, and when: its own turn, or a keepalive.

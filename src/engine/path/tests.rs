@@ -3,6 +3,7 @@
 mod choosing;
 mod probing;
 mod properties;
+mod punch;
 mod seeing;
 mod sizes;
 

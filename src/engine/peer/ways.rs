@@ -8,6 +8,7 @@ use crate::engine::{
     peer::{Peer, PeerOutput, REKEY_ELSEWHERE, Relay},
 };
 use crate::wire::{
+    carrier,
     control::{Control, ProbeReply},
     datagram::{Datagram, WireGuard},
     drop::DropReason,
@@ -62,7 +63,8 @@ impl Peer {
             return Err(DropReason::ProbeLimited);
         }
         let observed = match from {
-            Path::Direct(endpoint) => Some(endpoint),
+            // Where a socket of its own leads to.
+            Path::Direct(endpoint) => Some(carrier::peer(endpoint).unwrap_or(endpoint)),
             Path::Relay => None,
         };
         let reply = Control::ProbeReply(ProbeReply {
@@ -91,6 +93,13 @@ impl Peer {
             }
         }
         out.extend(self.path.poll_doubt().map(PeerOutput::Doubt));
+        if let Some(opening) = self.path.poll_opening() {
+            let probe = |id| Control::Probe { id, path: 1 }.packet();
+            let packets = opening.ids.into_iter().filter_map(probe);
+            let session = &mut self.session;
+            let sealed = packets.filter_map(|packet| session.seal(&packet, now));
+            out.push(PeerOutput::Open(opening.to, sealed.collect()));
+        }
         self.drain_channel(now, out);
     }
 

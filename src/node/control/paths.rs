@@ -13,7 +13,7 @@ use crate::wire::api::{
     problem::{Code, Problem},
 };
 use crate::wire::candidate::{Candidate, Kind};
-use crate::wire::carrier::{Carrier, is_carrier};
+use crate::wire::carrier::{self, Carrier, is_carrier};
 
 /// Finds the local agent and the whole name of the other one that a caller means.
 pub(super) fn target(
@@ -93,6 +93,8 @@ fn path_pair(pair: &PairView, view: &PathView, gateway: Option<&GatewayView>) ->
     let (seen, remote, via) = match pair.path {
         Path::Direct(at) => {
             let kind = pair.kind.map_or(EndpointKind::Observed, kind);
+            // Of a socket of its own, where it leads to.
+            let at = carrier::peer(at).unwrap_or(at);
             (pair.observed, Some(Endpoint { at, kind }), None)
         }
         Path::Relay => {

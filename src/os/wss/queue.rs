@@ -45,6 +45,13 @@ pub struct Batch {
     _counted: Counted,
 }
 
+impl Batch {
+    /// Returns the datagrams one by one.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks(self.stride.max(1))
+    }
+}
+
 #[derive(Debug)]
 struct Counted {
     size: usize,
