@@ -21,6 +21,11 @@ const GUESSES: u16 = 1024;
 const AT_ONCE: u16 = 5;
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Shortest time between attempts in one network of ours, doubled each time up to the longest: a peer
+/// that names ever other addresses is to make nothing of it.
+const AGAIN: Duration = Duration::from_secs(120);
+const LONGEST_AGAIN: Duration = Duration::from_secs(3840);
+
 /// Guesses after each endpoint that the peer predicts: other hosts there take ports as well.
 const NEAR: u16 = 24;
 
@@ -78,6 +83,8 @@ pub(super) struct Punch {
     due: Option<(Meeting, Instant)>,
     /// What was tried last; None since the last change of our network.
     tried: Option<Meeting>,
+    /// When the next may be tried, and the pause before; None before the first.
+    again: Option<(Instant, Duration)>,
     guessing: Option<Guessing>,
     opening: Option<Opening>,
 }
@@ -97,7 +104,8 @@ impl PathAgent {
         };
         let meeting = self.meeting().filter(new);
         let begun = self.punch.due.filter(|(known, _)| Some(*known) == meeting);
-        self.punch.due = begun.or_else(|| meeting.map(|meeting| (meeting, now + PATIENCE)));
+        let at = self.punch.again.map_or(now, |(at, _)| at.max(now)) + PATIENCE;
+        self.punch.due = begun.or_else(|| meeting.map(|meeting| (meeting, at)));
     }
 
     /// Takes that our network changed, by which everything may be tried again.
@@ -164,6 +172,9 @@ impl PathAgent {
             return;
         };
         self.punch.tried = Some(meeting);
+        let pause = self.punch.again.map_or(AGAIN, |(_, pause)| pause * 2);
+        let pause = pause.min(LONGEST_AGAIN);
+        self.punch.again = Some((now + pause, pause));
         match meeting {
             Meeting::Guess { theirs, .. } => {
                 let near = self.near(theirs);

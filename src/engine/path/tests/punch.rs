@@ -82,6 +82,29 @@ fn ports_of_a_hard_nat_are_guessed_once_and_at_a_bounded_rate() {
     assert_eq!(self::guesses(&world).len(), 1023);
 }
 
+/// A peer that names one address after another has few strangers written to.
+#[test]
+fn a_peer_that_names_ever_other_addresses_is_tried_ever_more_seldom() {
+    let mut world = meet(&[EASY], &[HARD]);
+    let mut sent = 0;
+    for n in 0..60 {
+        let named = format!("198.51.{n}.9:20001");
+        let list = vec![candidate(Kind::Predicted, &named)];
+        let candidates = Candidates { seq: 2 + n, list };
+        world.agent.handle_candidates(&candidates, world.now);
+        world.sent.clear();
+        world.talk(secs(60));
+        let guesses = world.sent.iter().filter(|(_, path)| match path {
+            Path::Direct(at) => *at != named.parse().unwrap(),
+            Path::Relay => false,
+        });
+        sent += guesses.count();
+    }
+
+    // In an hour: at 0, 2, 6, 14 and 30 minutes.
+    assert!((4 * 1000..=5 * 1024).contains(&sent), "{sent}");
+}
+
 /// Who is heard is met; nobody guesses on.
 #[test]
 fn guessing_ends_with_a_direct_path() {
