@@ -87,7 +87,7 @@ pub struct Core {
     reset_key: hmac::Key,
     networks: BTreeMap<NetworkId, Revocations>,
     guests: Guests,
-    waiting: VecDeque<Waiting>,
+    waiting: Waiting,
     hops: Hops,
     mesh: Mesh,
     /// None until it is known; no other gateway is believed before.
@@ -130,7 +130,7 @@ impl Core {
             reset_key: hmac::Key::new(hmac::HMAC_SHA256, &keys.reset),
             networks: BTreeMap::new(),
             guests: Guests::new(keys.tunnel.clone(), limits, guests_rng),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             hops: Hops::new(keys.gateway, config.lease, routes, rng.random()),
             mesh: Mesh::new(keys.gateway, keys.tunnel, gateways, mesh_rng),
             signers: None,

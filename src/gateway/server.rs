@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Debug},
-    future::pending,
+    future::{pending, ready},
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -36,6 +36,9 @@ use crate::wire::ecn::Ecn;
 
 /// Calls that receive from one socket before the others, commands and timers have their turn.
 const RECEIVES: usize = 16;
+
+/// How long strangers are worked on before sockets are looked at again: what comes meanwhile waits there.
+const TURN: Duration = Duration::from_millis(1);
 
 /// Longest UDP payload, and as much as the kernel hands over at once.
 const MAX_RECEIVED: usize = 65_535; // bytes
@@ -226,6 +229,8 @@ impl Gateway {
                     Event::Came(from, bytes, stride)
                 }
                 () = sleep_until(deadline) => Event::Timeout,
+                // A timer would be a millisecond late.
+                () = ready(()), if self.core.has_strangers() => Event::Timeout,
             };
             let (now, unix) = (clock::now(), clock::unix());
             let mut is_idle = true;
@@ -265,27 +270,32 @@ impl Gateway {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if self.core.has_strangers() {
-            return Some(clock::now());
-        }
         let core = self.core.poll_timeout().map(|(at, _)| at);
         core.into_iter().chain(self.recovery.due).min()
     }
 
-    /// Gives strangers their turn: one where there is nothing else to do, and of a busy gateway as many as
-    /// are due to them.
+    /// Gives strangers their turn: a while where there is nothing else to do, and of a busy gateway as much
+    /// as is due to them.
     fn greet(&mut self, since: Instant, is_idle: bool, unix: UnixTime) {
-        let mut now = clock::now();
-        self.share.note_frames(now.saturating_duration_since(since));
-        let mut is_due = is_idle || self.share.is_earned();
-        while is_due && self.core.has_strangers() {
+        let begun = clock::now();
+        self.share
+            .note_frames(begun.saturating_duration_since(since));
+        let mut now = begun;
+        while self.core.has_strangers() {
+            let is_due = if is_idle {
+                now < begun + TURN
+            } else {
+                self.share.is_earned()
+            };
+            if !is_due {
+                return;
+            }
             self.core.handle_stranger(now, unix);
             self.transmit();
             let done = clock::now();
             self.share
                 .note_stranger(done.saturating_duration_since(now));
             now = done;
-            is_due = !is_idle && self.share.is_earned();
         }
     }
 

@@ -7,6 +7,10 @@
 //! load garbage ADDRESS:PORT RATE SECONDS [CHANNEL...]     RATE datagrams a second that mean nothing
 //! load state DIRECTORY COUNT                              a node's state, with COUNT consented peers
 //! load peers COUNT ADDRESS:PORT NETWORK SECONDS           those peers, from the addresses of NETWORK/14
+//! load gateway DIRECTORY ADDRESS:PORT                     a gateway's directory, for the agents below
+//! load relay ADDRESS:PORT NETWORK SIZE SECONDS            frames of one agent to another by that gateway
+//! load attached COUNT ADDRESS:PORT NETWORK SECONDS        agents that are attached and say nothing
+//! load restart PAIRS ADDRESS:PORT NETWORK DIRECTORY AGENTNET   pairs whose gateway is killed and started again
 //! ```
 //!
 //! Each prints one line of JSON.
@@ -14,6 +18,8 @@
 
 #[path = "load/flood.rs"]
 mod flood;
+#[path = "load/gateway.rs"]
+mod gateway;
 #[path = "load/peers.rs"]
 mod peers;
 
@@ -46,10 +52,30 @@ fn main() -> Result<()> {
             let network = network.parse().context("NETWORK is an IPv4 address")?;
             peers::run(count, address(to)?, network, time(seconds)?)
         }
-        _ => bail!("usage: load blast | sink | garbage | state | peers, see tests/bench/load.rs"),
+        ["gateway", directory, at] => gateway::make(directory.as_ref(), address(at)?),
+        ["relay", to, network, size, seconds] => {
+            let size = size.parse().context("SIZE is a number of bytes")?;
+            gateway::relay(address(to)?, ip(network)?, size, time(seconds)?)
+        }
+        ["attached", count, to, network, seconds] => {
+            let count = count.parse().context("COUNT is a number")?;
+            gateway::attached(count, address(to)?, ip(network)?, time(seconds)?)
+        }
+        ["restart", pairs, to, network, directory, binary] => {
+            let pairs = pairs.parse().context("PAIRS is a number")?;
+            let (to, network) = (address(to)?, ip(network)?);
+            gateway::restart(pairs, to, network, directory.as_ref(), binary.as_ref())
+        }
+        _ => bail!(
+            "usage: load blast | sink | garbage | state | peers | gateway | relay | attached | restart, see tests/bench/load.rs"
+        ),
     };
     println!("{}", told?);
     Ok(())
+}
+
+fn ip(text: &str) -> Result<std::net::Ipv4Addr> {
+    text.parse().context("NETWORK is an IPv4 address")
 }
 
 fn address(text: &str) -> Result<std::net::SocketAddr> {

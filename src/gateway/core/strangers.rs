@@ -1,5 +1,6 @@
 //! Pure: those who are not attached yet. What they cost waits until there is time for it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -10,15 +11,47 @@ use crate::id::UnixTime;
 use crate::wire::datagram::WireGuard;
 use crate::wire::drop::DropReason;
 
-/// Messages of strangers that wait for their turn: a fifth of a second's, at most 2 KB each.
+/// Messages of strangers of one kind that wait for their turn: a fifth of a second's, at most 2 KB each.
 const MAX_WAITING: usize = 1024;
 
 /// A message whose sender was screened.
 #[derive(Debug)]
-pub(super) struct Waiting {
+struct Message {
     from: SocketAddr,
     kind: WireGuard,
     bytes: Vec<u8>,
+}
+
+/// Who waits: those whose handshake was answered come first, or the work that it took would be lost.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    sessions: VecDeque<Message>,
+    handshakes: VecDeque<Message>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.sessions.is_empty() && self.handshakes.is_empty()
+    }
+
+    fn next(&mut self) -> Option<Message> {
+        let next = self.sessions.pop_front();
+        next.or_else(|| self.handshakes.pop_front())
+    }
+
+    /// Adds a message; false when as many of its kind wait as may.
+    fn add(&mut self, message: Message) -> bool {
+        let queue = if message.kind == WireGuard::Initiation {
+            &mut self.handshakes
+        } else {
+            &mut self.sessions
+        };
+        let has_room = queue.len() < MAX_WAITING;
+        if has_room {
+            queue.push_back(message);
+        }
+        has_room
+    }
 }
 
 impl Core {
@@ -52,12 +85,10 @@ impl Core {
                 }
             }
         }
-        if self.waiting.len() >= MAX_WAITING {
-            self.drops.count(DropReason::HandshakeLimited);
-            return;
-        }
         let bytes = bytes.to_vec();
-        self.waiting.push_back(Waiting { from, kind, bytes });
+        if !self.waiting.add(Message { from, kind, bytes }) {
+            self.drops.count(DropReason::HandshakeLimited);
+        }
     }
 
     /// Tells whether a stranger waits for its turn.
@@ -72,7 +103,7 @@ impl Core {
     }
 
     pub(super) fn turn(&mut self, now: Instant, unix: UnixTime) {
-        let Some(Waiting { from, kind, bytes }) = self.waiting.pop_front() else {
+        let Some(Message { from, kind, bytes }) = self.waiting.next() else {
             return;
         };
         let guested = match kind {
