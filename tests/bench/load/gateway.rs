@@ -121,7 +121,8 @@ impl Members {
     fn agent(&self, n: u32) -> Result<Agent> {
         let (name, unix) = (format!("p{n}"), clock::unix());
         let (own, owner) = (identity(&name), identity("owner"));
-        let until = unix + issue::ROOT_LIFE;
+        // Nobody's record outlives the chain it is by.
+        let until = self.root.expires();
         let member = name.parse()?;
         let grant = issue::agent_grant(&owner, &self.root, own.did(), &member, unix, until)?;
         let gateways = vec![identity("gateway").did()];
