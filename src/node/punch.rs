@@ -5,6 +5,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -26,7 +27,7 @@ use tracing::{debug, info};
 use crate::dataplane::DataplaneHandle;
 use crate::engine::Punch;
 use crate::os::wss::{self, Total, Waiting};
-use crate::os::{clock, spare};
+use crate::os::{clock, spare, udp::FEW_HOPS};
 use crate::wire::carrier;
 
 /// Sockets of one attempt.
@@ -112,7 +113,7 @@ impl Punches {
 
 /// Returns the socket that heard the peer, and what; None when none did.
 async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> {
-    let mut sockets = Vec::new();
+    let mut sockets = Vec::<UdpSocket>::new();
     let rounds = [Duration::ZERO, SECOND_ROUND];
     for (at, datagram) in rounds.iter().zip(&punch.datagrams) {
         let found = timeout_at((begun + *at).into(), heard(&sockets, punch.to)).await;
@@ -130,7 +131,7 @@ async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> 
                 }
             }
             if let Some(socket) = sockets.get(place)
-                && let Err(error) = socket.send_to(datagram, punch.to).await
+                && let Err(error) = send_as_far(socket, datagram, punch.to, *at).await
             {
                 debug!(%error, "Not sent");
             }
@@ -143,6 +144,23 @@ async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> 
         .await
         .ok()?;
     Some((sockets.swap_remove(place), first))
+}
+
+/// Sends a datagram of the round that begins `at`: those of the first open our NATs and do not come to the peer's, which
+/// may give its host another port for each that comes too early (engine::path::pair).
+async fn send_as_far(
+    socket: &UdpSocket,
+    datagram: &[u8],
+    to: SocketAddr,
+    at: Duration,
+) -> io::Result<usize> {
+    let usual = socket.ttl()?;
+    if at.is_zero() {
+        socket.set_ttl(u32::from(FEW_HOPS))?;
+    }
+    let sent = socket.send_to(datagram, to).await;
+    socket.set_ttl(usual)?;
+    sent
 }
 
 /// Waits until one of the sockets hears `peer`; returns which, and what it heard.

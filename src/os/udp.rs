@@ -25,6 +25,7 @@ use nix::{
 use thiserror::Error;
 
 pub use receive::Received;
+pub use send::FEW_HOPS;
 
 /// Holds a burst of 3,000 full datagrams while the worker is busy elsewhere.
 const BUFFER: usize = 4 << 20;

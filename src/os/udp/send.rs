@@ -25,7 +25,7 @@ const MAX_CUT: usize = 64;
 const MAX_SENT: usize = 65_507;
 
 /// Time to live that leaves two NATs of ours and comes to none of a peer's, but one in our neighbourhood.
-const FEW_HOPS: i32 = 3;
+pub const FEW_HOPS: u8 = 3;
 
 impl UdpPort {
     /// Sends one datagram.
@@ -56,7 +56,8 @@ impl UdpPort {
             [IoSlice::new(bytes)],
             SockaddrStorage::from(self.as_sent(to)),
         );
-        let few = [ControlMessage::Ipv4Ttl(&FEW_HOPS)];
+        let few = i32::from(FEW_HOPS);
+        let few = [ControlMessage::Ipv4Ttl(&few)];
         let fd = self.socket.as_raw_fd();
         Ok(sendmsg(fd, &parts, &few, MsgFlags::empty(), Some(&to))?)
     }

@@ -1,4 +1,4 @@
-//! A registry, a gateway and a proxy that every kind of network reaches somehow, and two agents of each.
+//! A registry, two gateways and a proxy that every kind of network reaches somehow, and two agents of each.
 
 use std::{
     io::Write as _,
@@ -134,6 +134,18 @@ fn services(internet: &Host, registry: &Host, proxy: &Host) -> Vec<Proc> {
     )));
     wait_for("the gateway listens", || {
         internet.ok("ss -lun").contains(":16201 ")
+    });
+    // Who is seen by two at different endpoints is behind a NAT that maps by destination.
+    let second = format!("AGENTNET_GATEWAY_UDP_LISTEN='{REGISTRY}:16201,[{REGISTRY6}]:16201'");
+    registry.ok(&format!(
+        "env {second} agentnet gateway init --dir /var/lib/gateway --listen {REGISTRY}:16201 \
+         --advertise {REGISTRY}:16201 --advertise [{REGISTRY6}]:16201 {operator}"
+    ));
+    procs.push(registry.start(&format!(
+        "exec env {second} agentnet gateway serve --config /var/lib/gateway/gateway.toml"
+    )));
+    wait_for("the second gateway listens", || {
+        registry.ok("ss -lun").contains(":16201 ")
     });
     let config = "Port 8888\\nListen 198.51.100.3\\nTimeout 600\\nMaxClients 50\\nLogLevel Error\\n\
                   ConnectPort 443\\n";

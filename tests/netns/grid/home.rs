@@ -111,17 +111,32 @@ impl Kind {
         matches!(self, Self::Open | Self::FullCone | Self::AddressRestricted)
     }
 
-    /// Tells whether two such hosts must find a direct path: they share an IP version that lets UDP through,
-    /// and each is seen at one endpoint by everybody, or the other lets in any port.
-    pub(crate) fn goes_directly(self, other: Self) -> bool {
+    /// Tells how two such hosts find a direct path: they share an IP version that lets UDP through, and each
+    /// is seen at one endpoint by everybody, or the other lets in any port; else one's port is guessed.
+    pub(crate) fn way_to(self, other: Self) -> Way {
         let share = if self == Self::Ipv6Only || other == Self::Ipv6Only {
             self.has_ipv6() && other.has_ipv6()
         } else {
             true
         };
         let meets = |one: Self, other: Self| one != Self::Symmetric || other.lets_in_any_port();
-        self.has_udp() && other.has_udp() && share && meets(self, other) && meets(other, self)
+        let is_hard = |kind: Self| kind == Self::Symmetric;
+        match () {
+            () if !(self.has_udp() && other.has_udp() && share) => Way::Relay,
+            () if meets(self, other) && meets(other, self) => Way::Direct,
+            () if is_hard(self) && is_hard(other) => Way::Relay,
+            () => Way::Guessed,
+        }
     }
+}
+
+/// How two hosts must reach each other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Way {
+    Direct,
+    /// Directly, if a guess of the ports of a NAT is lucky: 98 times in 100 (docs/nat.md).
+    Guessed,
+    Relay,
 }
 
 /// A host, and the routers between it and the internet.
