@@ -20,8 +20,8 @@ class Gateway:
         self.host, self.others = Host(f"g-{name}"), Host(f"l-{name}")
         self.home, self.name, self.process = f"{W}/g-{name}", name, None
         cable(self.host, self.others, ("10.1.0.1/24", "10.1.0.2/24"), "g" + name[:6])
-        self.host.run(f"ip route add {AGENTS}/14 via 10.1.0.2")
-        self.others.run(f"ip route add local {AGENTS}/14 dev lo")
+        self.host.run(f"ip route add {AGENTS}/10 via 10.1.0.2")
+        self.others.run(f"ip route add local {AGENTS}/10 dev lo")
         subprocess.run([self.load, "gateway", self.home, AT], check=True, capture_output=True)
 
     def start(self):

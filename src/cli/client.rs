@@ -13,6 +13,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::cli::failure::{Exit, Failure};
+use crate::node::causes::with_causes;
 use crate::wire::api::local::Versioned;
 use crate::wire::api::problem::Problem;
 
@@ -113,7 +114,7 @@ impl Client {
                     .hint("run as the user the daemon runs as, or as root")
             }
             _ => {
-                let why = crate::cli::failure::with_causes(error);
+                let why = with_causes(error);
                 Failure::new(Exit::Unreachable, format!("no answer at {socket}: {why}"))
             }
         }

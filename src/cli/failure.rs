@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::config::ConfigError;
+use crate::node::causes::with_causes;
 use crate::os::files::FileError;
 use crate::os::lock::LockError;
 use crate::os::paths::PathError;
@@ -67,21 +68,6 @@ impl Failure {
     fn of(exit: Exit, error: &(dyn Error + 'static)) -> Self {
         Self::new(exit, with_causes(error))
     }
-}
-
-/// Returns the message and its causes on one line.
-pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let why = next.to_string();
-        if !text.contains(&why) {
-            text.push_str(": ");
-            text.push_str(&why);
-        }
-        cause = next.source();
-    }
-    text
 }
 
 fn is_permission(error: &(dyn Error + 'static)) -> bool {

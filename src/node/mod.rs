@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod alone;
 pub mod carriers;
+pub mod causes;
 mod control;
 pub mod daemon;
 pub mod dev;

@@ -9,6 +9,7 @@ use tokio::{
     time::timeout,
 };
 
+use crate::node::causes::with_causes;
 use crate::os::tls::Pin;
 use crate::os::wss::{self, Proxies, Target};
 use crate::os::{clock, random};
@@ -50,7 +51,7 @@ async fn websocket(url: &str, proxies: &Proxies) -> NetcheckReach {
     match timeout(PATIENCE, wss::connect(&target, proxy, &|_| true)).await {
         Ok(Ok(_connection)) => reach.took_ms = Some(millis(begun.elapsed())),
         Ok(Err(error)) => {
-            let why = with_cause(&error);
+            let why = with_causes(&error);
             reach.error = Some(warning(error.code(), why, error.hint()));
         }
         Err(_elapsed) => {
@@ -96,7 +97,7 @@ async fn call(registry: &NetcheckRegistry) -> Result<(), Warning> {
             let cure = "log in to this network by a browser if it asks for that; else ask the registry's operator";
             Err(warning("registry_intercepted", error.to_string(), cure))
         }
-        Ok(Err(error)) => Err(unreachable(with_cause(&error))),
+        Ok(Err(error)) => Err(unreachable(with_causes(&error))),
         Err(_elapsed) => Err(unreachable("there was no answer in time".to_owned())),
     }
 }
@@ -185,20 +186,6 @@ fn warning(code: &str, text: String, cure: &str) -> Warning {
         text,
         cure: cure.to_owned(),
     }
-}
-
-fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let why = next.to_string();
-        if !text.contains(&why) {
-            text.push_str(": ");
-            text.push_str(&why);
-        }
-        cause = next.source();
-    }
-    text
 }
 
 fn millis(time: Duration) -> f64 {

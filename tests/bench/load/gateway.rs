@@ -96,7 +96,7 @@ struct Members {
     prefix: NetworkPrefix,
     root: Statement<Grant>,
     gateway: SocketAddr,
-    /// Agents' addresses are of this /14.
+    /// Agents' addresses are of this /10.
     network: Ipv4Addr,
 }
 
