@@ -114,9 +114,10 @@ impl Punches {
 /// Returns the socket that heard the peer, and what; None when none did.
 async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> {
     let mut sockets = Vec::<UdpSocket>::new();
+    let mut buffer = vec![0; MAX_DATAGRAM];
     let rounds = [Duration::ZERO, SECOND_ROUND];
     for (at, datagram) in rounds.iter().zip(&punch.datagrams) {
-        let found = timeout_at((begun + *at).into(), heard(&sockets, punch.to)).await;
+        let found = timeout_at((begun + *at).into(), heard(&sockets, punch.to, &mut buffer)).await;
         if let Ok((place, first)) = found {
             return Some((sockets.swap_remove(place), first));
         }
@@ -131,31 +132,37 @@ async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> 
                 }
             }
             if let Some(socket) = sockets.get(place)
-                && let Err(error) = send_as_far(socket, datagram, punch.to, *at).await
+                && let Err(error) = send_as_far(socket, datagram, punch.to, place % 2 == 0).await
             {
                 debug!(%error, "Not sent");
             }
-            if let Ok((place, first)) = timeout(PACE, heard(&sockets, punch.to)).await {
+            if let Ok((place, first)) = timeout(PACE, heard(&sockets, punch.to, &mut buffer)).await
+            {
                 return Some((sockets.swap_remove(place), first));
             }
         }
     }
-    let (place, first) = timeout_at((begun + OVER).into(), heard(&sockets, punch.to))
-        .await
-        .ok()?;
+    let (place, first) = timeout_at(
+        (begun + OVER).into(),
+        heard(&sockets, punch.to, &mut buffer),
+    )
+    .await
+    .ok()?;
     Some((sockets.swap_remove(place), first))
 }
 
-/// Sends a datagram of the round that begins `at`: those of the first open our NATs and do not come to the peer's, which
-/// may give its host another port for each that comes too early (engine::path::pair).
+/// Sends a datagram, by every other socket with so few hops that it opens NATs near us alone.
+///
+/// One that comes to the peer's NAT may make it give the peer another port for us, so that nobody's guess is
+/// right any more (engine::path::pair); one that does not go far may not come to ours, as to a carrier's.
 async fn send_as_far(
     socket: &UdpSocket,
     datagram: &[u8],
     to: SocketAddr,
-    at: Duration,
+    is_brief: bool,
 ) -> io::Result<usize> {
     let usual = socket.ttl()?;
-    if at.is_zero() {
+    if is_brief {
         socket.set_ttl(u32::from(FEW_HOPS))?;
     }
     let sent = socket.send_to(datagram, to).await;
@@ -164,11 +171,10 @@ async fn send_as_far(
 }
 
 /// Waits until one of the sockets hears `peer`; returns which, and what it heard.
-async fn heard(sockets: &[UdpSocket], peer: SocketAddr) -> (usize, Vec<u8>) {
-    let mut bytes = vec![0; MAX_DATAGRAM];
+async fn heard(sockets: &[UdpSocket], peer: SocketAddr, bytes: &mut [u8]) -> (usize, Vec<u8>) {
     poll_fn(|context| {
         for (place, socket) in sockets.iter().enumerate() {
-            let mut buffer = ReadBuf::new(&mut bytes);
+            let mut buffer = ReadBuf::new(bytes);
             while let Poll::Ready(received) = socket.poll_recv_from(context, &mut buffer) {
                 if received.is_ok_and(|from| from == peer) {
                     return Poll::Ready((place, buffer.filled().to_vec()));

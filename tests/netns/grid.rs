@@ -18,7 +18,7 @@ const ALONE: &str = "AGENTNET_GRID_ALONE";
 const CONNECT: Duration = Duration::from_secs(10);
 const DIRECT: &str = "20s";
 
-/// Of ten pairs whose ports must be guessed: fewer are found once in ten thousand runs.
+/// Of ten pairs whose ports must be guessed: fewer are found three times in ten thousand runs.
 const LUCKY: usize = 7;
 
 /// What one pair of networks came to.

@@ -141,11 +141,12 @@ impl Local {
                 self.learn_reflexive(observed, time, out);
             }
         }
-        let hops = self.homes.iter().filter_map(Attachment::hop);
-        let seen = hops.map(Hop::observed).filter(|at| at.port() != 0);
-        let seen = seen.collect::<Vec<_>>();
-        if seen != self.seen_by_gateways {
-            self.seen_by_gateways = seen;
+        let seen = || {
+            let hops = self.homes.iter().filter_map(Attachment::hop);
+            hops.map(Hop::observed).filter(|at| at.port() != 0)
+        };
+        if !seen().eq(self.seen_by_gateways.iter().copied()) {
+            self.seen_by_gateways = seen().collect();
             self.tell_candidates(time, out);
         }
         let is_attached = self.homes.is_attached();
