@@ -10,6 +10,9 @@ use crate::config::{LogSettings, Settings};
 /// The gateway's UDP port: the one after a node's, so that both run on one host.
 const UDP_PORT: u16 = 16201;
 
+/// Where STUN is answered too unless another program has it.
+const STUN_PORT: u16 = 16203;
+
 /// Endpoints an agent is told of; more are not tried (protocol.md section 3).
 const MAX_ADVERTISED: usize = 8;
 
@@ -136,13 +139,23 @@ impl WssSettings {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct StunSettings {
-    /// A second UDP port of the same addresses; None means that there is none.
+    /// A second UDP port of the same addresses; 0 means that there is none, None takes a usual one if
+    /// it is free.
     pub alternate_port: Option<u16>,
     /// Second addresses, at most one of each IP version, with both ports.
     pub alternate_addresses: Vec<IpAddr>,
 }
 
 impl StunSettings {
+    /// Returns the second port, if there is to be one, and whether a gateway listens there or not at all.
+    pub fn port(&self) -> Option<(u16, bool)> {
+        match self.alternate_port {
+            None => Some((STUN_PORT, false)),
+            Some(0) => None,
+            Some(port) => Some((port, true)),
+        }
+    }
+
     /// Returns what is wrong beside these listening addresses; None when nothing is.
     fn fault(&self, listen: &[SocketAddr]) -> Option<&'static str> {
         let others = &self.alternate_addresses;
@@ -152,10 +165,11 @@ impl StunSettings {
             let mut own = listen.iter().filter(|at| at.is_ipv4() == ip.is_ipv4());
             own.all(|at| !at.ip().is_unspecified() && at.ip() != *ip)
         };
-        let is_own = |port| port == 0 || listen.iter().any(|at| at.port() == port);
+        let is_own = |port| port != 0 && listen.iter().any(|at| at.port() == port);
+        let has_none = self.alternate_port.is_none_or(|port| port == 0);
         if v4 > 1 || others.len() - v4 > 1 {
             Some("stun.alternate_addresses has one address, or one of each IP version")
-        } else if self.alternate_port.is_none() && !others.is_empty() {
+        } else if has_none && !others.is_empty() {
             Some("stun.alternate_addresses needs stun.alternate_port")
         } else if self.alternate_port.is_some_and(is_own) {
             Some("stun.alternate_port is another port than those of udp.listen")

@@ -141,6 +141,8 @@ pub(crate) struct Out {
     pub(crate) events: VecDeque<Event>,
     pub(crate) heard: VecDeque<Heard>,
     pub(crate) punches: VecDeque<Punch>,
+    /// Gateways see us elsewhere, or others do: their second ports are to be asked.
+    pub(crate) is_seen_anew: bool,
     pub(crate) counters: Counters,
 }
 

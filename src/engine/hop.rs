@@ -118,6 +118,13 @@ fn most(asked: u16, endpoint: SocketAddr) -> u16 {
     }
 }
 
+/// Returns where else a gateway at `endpoint` answers STUN.
+fn observer(attached: &Attached, endpoint: SocketAddr) -> Option<SocketAddr> {
+    let is_there = attached.stun_port != 0 && attached.observed.port() != 0;
+    let observer = SocketAddr::new(endpoint.ip(), attached.stun_port);
+    (is_there && !is_carrier(endpoint) && observer != endpoint).then_some(observer)
+}
+
 /// The agent's end of an attachment that holds.
 #[derive(Debug)]
 pub struct Hop {
@@ -130,6 +137,8 @@ pub struct Hop {
     ids: Ids,
     endpoint: SocketAddr,
     observed: SocketAddr,
+    /// The gateway's second observer; None when it has none, or sees us nowhere.
+    observer: Option<SocketAddr>,
     /// At least a heartbeat, or the hop would be given up as soon as it is there.
     lease: Duration,
     mtu: u16,
@@ -170,6 +179,7 @@ impl Hop {
             ids: Ids::Own(0),
             endpoint,
             observed: attached.observed,
+            observer: observer(attached, endpoint),
             lease: Duration::from_secs(u64::from(attached.lease)).max(HEARTBEAT),
             mtu: most(attached.mtu, endpoint),
             renew: now + LIFE.saturating_sub(early),
@@ -233,6 +243,11 @@ impl Hop {
     /// Returns where the gateway saw the agent when it attached.
     pub const fn observed(&self) -> SocketAddr {
         self.observed
+    }
+
+    /// Returns where else the gateway answers STUN.
+    pub(crate) const fn observer(&self) -> Option<SocketAddr> {
+        self.observer
     }
 
     /// Returns the largest frame the gateway asks for.

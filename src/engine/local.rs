@@ -65,8 +65,10 @@ pub(crate) struct Local {
     observed: Vec<SocketAddr>,
     /// Our id of the hop that told; None before the first attachment.
     told_by: Option<u32>,
-    /// Where gateways see us, as it was looked at last.
-    seen_by_gateways: Vec<SocketAddr>,
+    /// Where gateways see us, as it was looked at last, and their second ports.
+    seen_by_gateways: Vec<(SocketAddr, Option<SocketAddr>)>,
+    /// Where those second ports see us.
+    seen_beside: Vec<SocketAddr>,
     /// Whether the gateway carried frames when paths were last told.
     had_relay: bool,
     /// Our record as it was when it last said something new; None before the first.
@@ -106,6 +108,7 @@ impl Local {
             observed: Vec::new(),
             told_by: None,
             seen_by_gateways: Vec::new(),
+            seen_beside: Vec::new(),
             had_relay: false,
             own_record: None,
             withheld: Withheld::default(),

@@ -236,6 +236,7 @@ impl Engine {
         }
         self.hear(time);
         self.follow_twins(time);
+        self.follow_observers(time);
     }
 
     /// Takes a packet of an agent's TUN to an installed peer.
@@ -343,6 +344,7 @@ impl Engine {
             }
         }
         self.exchange_gateways(time);
+        self.follow_observers(time);
         self.ask_observers(time);
         self.ask_gateways(time);
         self.report_withheld(time);

@@ -1,7 +1,8 @@
 //! Where STUN servers see us: one more endpoint to name to peers, and how our NAT maps.
 //!
 //! What a gateway sees and what another observer sees are the same where the NAT maps an endpoint alike
-//! for all destinations (RFC 4787 section 4.1), and only then is it of use to peers.
+//! for all destinations (RFC 4787 section 4.1), and only then is it of use to peers. A gateway's second
+//! port is an observer too: it tells a NAT that maps by port from others, with no other server needed.
 
 mod carried;
 
@@ -20,6 +21,9 @@ use crate::wire::stun::{self, Message, Transaction};
 
 /// Servers that are asked; a second observer is enough, and the third may be away.
 pub const MAX_SERVERS: usize = 4;
+
+/// Second ports of gateways that are asked.
+const MAX_BESIDE: usize = 4;
 
 /// First wait for an answer, doubled each time, and how often is asked (RFC 8489 section 6.2.1).
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -71,29 +75,66 @@ struct Server {
     observed: Option<SocketAddr>,
 }
 
+impl Server {
+    const fn new(at: SocketAddr, now: Instant) -> Self {
+        Self {
+            at,
+            transaction: None,
+            tries: 0,
+            due: now,
+            observed: None,
+        }
+    }
+}
+
 /// Asks the servers it is told of.
 #[derive(Debug, Default)]
 pub(crate) struct Observers {
     servers: Vec<Server>,
+    /// Second ports of the gateways.
+    beside: Vec<Server>,
     carried: Carried,
 }
 
 impl Observers {
     fn set(&mut self, servers: &[SocketAddr], now: Instant) {
-        let new = |at: &SocketAddr| Server {
-            at: *at,
-            transaction: None,
-            tries: 0,
-            due: now,
-            observed: None,
-        };
-        self.servers = servers.iter().take(MAX_SERVERS).map(new).collect();
+        let servers = servers.iter().take(MAX_SERVERS);
+        self.servers = servers.map(|at| Server::new(*at, now)).collect();
+    }
+
+    /// Takes where else gateways answer; tells whether what is known of one that is gone goes with it.
+    fn set_beside(&mut self, beside: impl Iterator<Item = SocketAddr>, now: Instant) -> bool {
+        let mut asked = Vec::new();
+        for at in beside {
+            let is_new = !asked.contains(&at) && self.servers.iter().all(|server| server.at != at);
+            if is_new && asked.len() < MAX_BESIDE {
+                asked.push(at);
+            }
+        }
+        let is_gone = |server: &mut Server| !asked.contains(&server.at);
+        let mut gone = self.beside.extract_if(.., is_gone);
+        let lost = gone
+            .by_ref()
+            .filter(|server| server.observed.is_some())
+            .count()
+            > 0;
+        drop(gone);
+        for at in asked {
+            if self.beside.iter().all(|server| server.at != at) {
+                self.beside.push(Server::new(at, now));
+            }
+        }
+        lost
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Server> {
+        self.servers.iter_mut().chain(&mut self.beside)
     }
 
     /// Begins anew, as in another network.
     fn restart(&mut self, now: Instant) {
         self.carried.hurry(now);
-        for server in &mut self.servers {
+        for server in self.all() {
             (server.transaction, server.tries, server.due) = (None, 0, now);
             server.observed = None;
         }
@@ -101,7 +142,7 @@ impl Observers {
 
     /// Asks soon whoever is not being asked, since our endpoint changed.
     fn doubt(&mut self, now: Instant) {
-        for server in self.servers.iter_mut().filter(|s| s.transaction.is_none()) {
+        for server in self.all().filter(|s| s.transaction.is_none()) {
             server.due = now;
         }
     }
@@ -119,7 +160,7 @@ impl Observers {
             Message::Request(_) => return None,
         };
         let asked = |s: &&mut Server| s.at == from && s.transaction == Some(transaction);
-        let server = self.servers.iter_mut().find(asked)?;
+        let server = self.all().find(asked)?;
         (server.transaction, server.tries, server.due) = (None, 0, now + REFRESH);
         let is_new = server.observed != observed;
         server.observed = observed;
@@ -127,13 +168,14 @@ impl Observers {
     }
 
     fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let due = self.servers.iter().map(|server| server.due).min();
+        let servers = self.servers.iter().chain(&self.beside);
+        let due = servers.map(|server| server.due).min();
         due.map(|at| (at, "stun"))
     }
 
     fn handle_timeout(&mut self, rng: &mut ChaCha20Rng, now: Instant) -> Vec<Transmit> {
         let mut made = Vec::new();
-        for server in self.servers.iter_mut().filter(|s| now >= s.due) {
+        for server in self.all().filter(|s| now >= s.due) {
             if server.tries >= TRIES {
                 (server.transaction, server.tries, server.due) = (None, 0, now + REFRESH);
                 server.observed = None;
@@ -166,6 +208,24 @@ impl Engine {
             observed: server.observed,
         };
         self.observers.servers.iter().map(view).collect()
+    }
+
+    /// Returns where second ports of gateways see us; alike only where the NAT does not map by port.
+    pub fn seen_beside(&self) -> impl Iterator<Item = SocketAddr> {
+        let beside = self.observers.beside.iter();
+        beside.filter_map(|server| server.observed)
+    }
+
+    /// Asks where else our gateways answer, since we are attached to others than before.
+    pub(super) fn follow_observers(&mut self, time: Time) {
+        if !std::mem::take(&mut self.out.is_seen_anew) {
+            return;
+        }
+        let homes = self.locals.values().flat_map(|local| local.homes.iter());
+        let beside = homes.filter_map(|home| home.hop()?.observer());
+        if self.observers.set_beside(beside, time.now) {
+            self.tell_observed(time);
+        }
     }
 
     /// Takes what may be an answer of a STUN server.
@@ -214,8 +274,9 @@ impl Engine {
     fn tell_observed(&mut self, time: Time) {
         let observed = self.observers.servers.iter().filter_map(|s| s.observed);
         let observed = observed.collect::<Vec<_>>();
+        let beside = self.seen_beside().collect::<Vec<_>>();
         for local in self.locals.values_mut() {
-            local.set_observed(&observed, time, &mut self.out);
+            local.set_observed(&observed, &beside, time, &mut self.out);
         }
     }
 }
@@ -285,6 +346,31 @@ mod tests {
         assert_eq!(observers.handle(server, &told, now), None, "again");
         assert_eq!(observers.servers[0].observed, Some(at("192.0.2.1:41000")));
         assert_eq!(observers.poll_timeout().unwrap().0, now + REFRESH);
+    }
+
+    #[test]
+    fn second_ports_of_gateways_are_asked_while_we_are_attached_there() {
+        let (mut observers, mut rng) = (Observers::default(), ChaCha20Rng::from_seed([3; 32]));
+        let (now, server) = (start(), at("198.51.100.9:3478"));
+        let [one, two] = ["198.51.100.1:16203", "198.51.100.2:16203"].map(at);
+        observers.set(&[server], now);
+        assert!(!observers.set_beside([one, one, server, two].into_iter(), now));
+        let sent = observers.handle_timeout(&mut rng, now);
+        let asked = sent.iter().map(|sent| sent.to).collect::<Vec<_>>();
+        assert_eq!(asked, [server, one, two], "each once");
+        let told = answer(&sent[1], "192.0.2.1:41000");
+        assert_eq!(observers.handle(one, &told, now), Some(true));
+
+        assert!(
+            !observers.set_beside([one].into_iter(), now),
+            "nothing was known"
+        );
+        assert_eq!(observers.beside[0].observed, Some(at("192.0.2.1:41000")));
+        assert!(observers.set_beside([two].into_iter(), now), "it was");
+
+        let all = (1..100).map(|n| SocketAddr::new(one.ip(), n));
+        observers.set_beside(all, now);
+        assert_eq!(observers.beside.len(), MAX_BESIDE);
     }
 
     /// An answer to a request that was never made.

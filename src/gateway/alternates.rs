@@ -23,8 +23,8 @@ const RECEIVES: usize = 16;
 /// Which other endpoints there are.
 #[derive(Clone, Debug, Default)]
 pub struct AlternatesConfig {
-    /// None where there are none.
-    pub port: Option<u16>,
+    /// None where there are none; with whether the gateway is not to start without it.
+    pub port: Option<(u16, bool)>,
     /// At most one of each IP version.
     pub addresses: Vec<IpAddr>,
 }
@@ -40,7 +40,7 @@ impl Alternates {
         own: &[SocketAddr],
     ) -> Result<Self, (SocketAddr, UdpError)> {
         let mut ports = Vec::new();
-        let Some(port) = config.port else {
+        let Some((port, is_required)) = config.port else {
             return Ok(Self(ports));
         };
         for at in own {
@@ -61,7 +61,11 @@ impl Alternates {
             });
             let with_port = (Change::PORT, SocketAddr::new(at.ip(), port));
             for (place, at) in with_address.into_iter().flatten().chain([with_port]) {
-                ports.push((place, listen(at).map_err(|error| (at, error))?));
+                match listen(at) {
+                    Ok(port) => ports.push((place, port)),
+                    Err(error) if is_required => return Err((at, error)),
+                    Err(error) => tracing::info!(%at, %error, "No second port for STUN"),
+                }
             }
         }
         Ok(Self(ports))

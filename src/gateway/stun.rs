@@ -84,6 +84,12 @@ impl StunServer {
         self.queued.pop_front()
     }
 
+    /// Returns the second port at the address that a datagram from there comes to; 0 when there is none.
+    pub(super) fn other_port(&self, from: SocketAddr) -> u16 {
+        let other = self.at(Change::PORT, from).filter(|_| !is_carrier(from));
+        other.map_or(0, |at| at.port())
+    }
+
     fn at(&self, place: Change, like: SocketAddr) -> Option<SocketAddr> {
         let is_it = |(at, endpoint): &&(Change, SocketAddr)| {
             *at == place && endpoint.is_ipv4() == like.is_ipv4()

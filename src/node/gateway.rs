@@ -164,7 +164,7 @@ pub async fn serve(
         offload: config.settings.udp.offload,
         wss: setup::wss(&config.settings)?,
         stun: AlternatesConfig {
-            port: config.settings.stun.alternate_port,
+            port: config.settings.stun.port(),
             addresses: config.settings.stun.alternate_addresses.clone(),
         },
     };

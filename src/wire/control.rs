@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 1 | Part | message u32, n u8, of u8, 1 to 1100 bytes of an encoded message |
 //! | 2 | Attach | record (JWT text), always by Part |
-//! | 3 | Attached | lease s u32, observed address 16 (IPv4 mapped) and port u16, hop id up u32, hop id down u32, hop secret 32, mtu u16, reset token 16 |
+//! | 3 | Attached | lease s u32, observed address 16 (IPv4 mapped) and port u16, hop id up u32, hop id down u32, hop secret 32, mtu u16, reset token 16, STUN port u16 |
 //! | 4 | AttachRefused | code u16, text |
 //! | 5 | Goodbye | reason u16 |
 //! | 6 | Probe | id u64, path u16 (0: the one data takes), padding |
@@ -117,6 +117,8 @@ pub struct Attached {
     pub mtu: u16,
     /// Token of a Reset for `up`.
     pub reset_token: [u8; 16],
+    /// Another port of the gateway that answers STUN; 0 when there is none.
+    pub stun_port: u16,
 }
 
 /// Why a gateway does not forward for an agent.
@@ -438,6 +440,7 @@ impl Attached {
         body.extend(self.secret);
         body.extend(self.mtu.to_be_bytes());
         body.extend(self.reset_token);
+        body.extend(self.stun_port.to_be_bytes());
     }
 
     fn decode(body: &[u8]) -> Option<Self> {
@@ -447,6 +450,7 @@ impl Attached {
         let (down, rest) = rest.split_first_chunk()?;
         let (secret, rest) = rest.split_first_chunk()?;
         let (mtu, rest) = rest.split_first_chunk()?;
+        let (reset_token, rest) = rest.split_first_chunk()?;
         Some(Self {
             lease: u32::from_be_bytes(*lease),
             observed,
@@ -454,7 +458,9 @@ impl Attached {
             down: u32::from_be_bytes(*down),
             secret: *secret,
             mtu: u16::from_be_bytes(*mtu),
-            reset_token: *rest.first_chunk()?,
+            reset_token: *reset_token,
+            // Absent is none: the field is younger than the message.
+            stun_port: u16::from_be_bytes(rest.first_chunk().copied().unwrap_or_default()),
         })
     }
 }

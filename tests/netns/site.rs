@@ -89,11 +89,15 @@ impl Site {
 
     /// Has a router forget all its mappings, as a reboot does, and take other ports for new ones.
     pub(crate) fn reboot(router: &Host) {
-        router.ok(&format!(
-            "nft flush chain ip router post && \
-             nft add rule ip router post oifname wan meta l4proto '{{ tcp, udp }}' \
-             masquerade to :41000-41999 && python3 -c '{FLUSH}'"
-        ));
+        router.ok("nft flush chain ip router post && \
+             nft add rule ip router post oifname wan meta l4proto '{ tcp, udp }' \
+             masquerade to :41000-41999");
+        Self::forget(router);
+    }
+
+    /// Has a router forget all its mappings.
+    pub(crate) fn forget(router: &Host) {
+        router.ok(&format!("python3 -c '{FLUSH}'"));
     }
 
     /// Gives a router another address, as a provider does to one that dials in anew.

@@ -150,6 +150,7 @@ fn ids_are_shared_with_the_engine() {
         secret: [1; 32],
         mtu: 1452,
         reset_token: [0; 16],
+        stun_port: 0,
     };
     #[expect(clippy::disallowed_methods, reason = "tests need an epoch")]
     let now = Instant::now();

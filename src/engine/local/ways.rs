@@ -49,9 +49,10 @@ impl Local {
         });
         let seen_at = self.reflexive.endpoint().into_iter();
         let seen_at = seen_at.chain(self.observed.iter().copied());
-        let mut seen_by_all = self.seen_by_gateways.clone();
+        let seen_by_gateways = self.seen_by_gateways.iter().map(|(observed, _)| *observed);
+        let mut seen_by_all = seen_by_gateways.collect::<Vec<_>>();
         seen_by_all.extend(self.reflexive.endpoint());
-        seen_by_all.extend(&self.observed);
+        seen_by_all.extend(self.observed.iter().chain(&self.seen_beside));
         let predicted = predicted(&seen_by_all)
             .into_iter()
             .map(|endpoint| Candidate {
@@ -80,9 +81,17 @@ impl Local {
         self.tell_candidates(time, out);
     }
 
-    /// Takes where others than the gateway see us.
-    pub(crate) fn set_observed(&mut self, observed: &[SocketAddr], time: Time, out: &mut Out) {
+    /// Takes where STUN servers see us, and where second ports of gateways do, which is no news to peers
+    /// unless the NAT maps by port.
+    pub(crate) fn set_observed(
+        &mut self,
+        observed: &[SocketAddr],
+        beside: &[SocketAddr],
+        time: Time,
+        out: &mut Out,
+    ) {
         self.observed = observed.to_vec();
+        self.seen_beside = beside.to_vec();
         self.tell_candidates(time, out);
     }
 
@@ -143,10 +152,12 @@ impl Local {
         }
         let seen = || {
             let hops = self.homes.iter().filter_map(Attachment::hop);
-            hops.map(Hop::observed).filter(|at| at.port() != 0)
+            let seen = hops.filter(|hop| hop.observed().port() != 0);
+            seen.map(|hop| (hop.observed(), hop.observer()))
         };
         if !seen().eq(self.seen_by_gateways.iter().copied()) {
             self.seen_by_gateways = seen().collect();
+            out.is_seen_anew = true;
             self.tell_candidates(time, out);
         }
         let is_attached = self.homes.is_attached();

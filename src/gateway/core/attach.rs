@@ -142,6 +142,7 @@ impl Core {
             secret: new.secret,
             mtu: self.config.mtu,
             reset_token: self.token(up),
+            stun_port: self.stun.other_port(from),
         });
         Some((new, answer))
     }

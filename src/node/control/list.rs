@@ -137,6 +137,9 @@ fn nat_mapping(core: &Core, agents: &[AgentStatus]) -> Option<NatMapping> {
         .flatten()
         .collect::<Vec<_>>();
     seen.extend(core.engine.observers().iter().filter_map(|o| o.observed));
+    // At one address two ports may see us alike and others differently (RFC 4787 section 4.1).
+    let beside = core.engine.seen_beside().filter(|at| !seen.contains(at));
+    seen.extend(beside.collect::<Vec<_>>());
     mapping(&seen).map(|mapping| match mapping {
         Mapping::EndpointDependent => NatMapping::EndpointDependent,
         Mapping::EndpointIndependent => NatMapping::EndpointIndependent,

@@ -173,7 +173,7 @@ async fn connect_slowly(
             tcp
         }
     };
-    prepare(&tcp).map_err(ConnectError::Tls)?;
+    let tcp = prepare(tcp).map_err(ConnectError::Tls)?;
     let name = ServerName::try_from(target.host.clone());
     let name = name.map_err(|error| ConnectError::Tls(io::Error::other(error)))?;
     let tls = client_config()?;

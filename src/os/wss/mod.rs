@@ -1,6 +1,7 @@
 //! Datagrams in the binary messages of a WebSocket (RFC 6455) over TLS, each in one.
 
 mod client;
+mod prompt;
 mod proxy;
 mod queue;
 mod server;
@@ -20,6 +21,8 @@ use tokio_tungstenite::{
     tungstenite::{Bytes, Message, protocol::WebSocketConfig},
 };
 
+use crate::os::wss::prompt::Prompt;
+
 pub use client::{BadTarget, ConnectError, Target, connect};
 pub use proxy::{Proxies, Proxy, ProxyError};
 pub use queue::{Batch, Queue, Total, Waiting, queue};
@@ -38,7 +41,7 @@ const RECORD: usize = 16 << 10;
 /// Time after which a connection ends whose other end acknowledges nothing of what was sent.
 const UNACKNOWLEDGED: u32 = 5000; // milliseconds
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+type Socket = WebSocketStream<TlsStream<Prompt>>;
 
 /// Why a connection ended.
 #[derive(Debug, Error)]
@@ -183,9 +186,9 @@ fn limits() -> WebSocketConfig {
 }
 
 /// Sets what every connection has: no waiting for more to send, and an end when nothing arrives.
-fn prepare(tcp: &TcpStream) -> io::Result<()> {
+fn prepare(tcp: TcpStream) -> io::Result<Prompt> {
     use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
     tcp.set_nodelay(true)?;
-    setsockopt(tcp, TcpUserTimeout, &UNACKNOWLEDGED)?;
-    Ok(())
+    setsockopt(&tcp, TcpUserTimeout, &UNACKNOWLEDGED)?;
+    Ok(Prompt::new(tcp))
 }

@@ -28,8 +28,7 @@ pub async fn accept(
     tls: Arc<ServerConfig>,
     path: &'static str,
 ) -> Result<(Sender, Receiver), AcceptError> {
-    prepare(&tcp)?;
-    let stream = TlsAcceptor::from(tls).accept(tcp).await?;
+    let stream = TlsAcceptor::from(tls).accept(prepare(tcp)?).await?;
     let stream = TlsStream::Server(stream);
     let upgraded = accept_hdr_async_with_config(stream, Only(path), Some(limits())).await;
     let socket = upgraded.map_err(|error| AcceptError::Upgrade(Box::new(error)))?;

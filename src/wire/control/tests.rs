@@ -10,7 +10,25 @@ fn attached() -> Attached {
         secret: [3; 32],
         mtu: 1452,
         reset_token: [4; 16],
+        stun_port: 3478,
     }
+}
+
+/// A gateway of before the field names no second port.
+#[test]
+fn an_answer_without_a_second_port_is_read() {
+    let mut packet = Control::Attached(attached()).packet().unwrap();
+    packet.truncate(packet.len() - 2);
+    let length = u16::from_be_bytes([packet[4], packet[5]]) - 2;
+    packet[4..6].copy_from_slice(&length.to_be_bytes());
+    let body = u16::from_be_bytes([packet[42], packet[43]]) - 2;
+    packet[42..44].copy_from_slice(&body.to_be_bytes());
+
+    let expected = Attached {
+        stun_port: 0,
+        ..attached()
+    };
+    assert_eq!(Control::parse(&packet), Some(Control::Attached(expected)));
 }
 
 #[test]

@@ -162,6 +162,7 @@ impl Others {
             secret,
             mtu: 1452,
             reset_token: [9; 16],
+            stun_port: 3478,
         });
         self.gateway.seal(&attached.packet()?, now)
     }

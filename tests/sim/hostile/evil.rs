@@ -139,6 +139,7 @@ impl Evil {
             secret: [u8::try_from(self.next % 251).unwrap(); 32],
             mtu: 1452,
             reset_token: [9; 16],
+            stun_port: 0,
         };
         (self.lie)(&mut told);
         self.attached += 1;
