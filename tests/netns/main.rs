@@ -13,6 +13,7 @@ mod endure;
 #[path = "../registry/evil.rs"]
 mod evil;
 mod evil_registry;
+mod flood;
 mod garbage;
 mod grid;
 mod homes;

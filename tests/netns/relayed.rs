@@ -25,7 +25,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 const FILE: usize = 64 << 20;
 
 /// Starts both nodes anew, told to use the relay alone.
-fn relay_only(lab: &mut Lab) {
+pub(crate) fn relay_only(lab: &mut Lab) {
     (lab.node_a, lab.node_b) = (None, None);
     lab.node_a = Some(start_node_with(&lab.site.a, "--path relay"));
     lab.node_b = Some(start_node_with(&lab.site.b, "--path relay"));
