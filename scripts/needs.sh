@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by scripts/test and scripts/demo: what they need of the machine, installed when missing.
+# Sourced by scripts/test, scripts/demo and others: what they need of the machine, installed when missing.
 export PATH="$PATH:/usr/sbin:/sbin"
 
 say() { printf '\n== %s\n' "$*"; }
@@ -13,13 +13,16 @@ package_of() {
   case $1 in
     cc) echo build-essential ;;
     dig) echo bind9-dnsutils ;;
+    dpkg-shlibdeps) echo dpkg-dev ;;
     ip) echo iproute2 ;;
     miniupnpd) echo miniupnpd-nftables ;;
+    musl-gcc) echo musl-tools ;;
     nc) echo netcat-openbsd ;;
     nft) echo nftables ;;
     nsenter | setpriv | unshare) echo util-linux ;;
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;
+    strip) echo binutils ;;
     stun) echo stun-client ;;
     turnserver | turnutils_*) echo coturn ;;
     wg) echo wireguard-tools ;;
@@ -39,6 +42,15 @@ need_commands() {
   export DEBIAN_FRONTEND=noninteractive
   as_root apt-get update -q || fail "cannot run apt-get as root: install ${missing[*]} first"
   as_root apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# What makes the Debian package (scripts/package).
+cargo_deb=3.8.0
+need_cargo_deb() {
+  need_commands dpkg-deb dpkg-shlibdeps strip
+  [ "$(cargo-deb --version 2>/dev/null)" != "cargo-deb $cargo_deb" ] || return 0
+  say "installing cargo-deb $cargo_deb by cargo"
+  cargo install --quiet --locked --force --debug "cargo-deb@$cargo_deb"
 }
 
 # Private worlds need user namespaces, and a TUN device that this user may open.

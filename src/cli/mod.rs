@@ -29,7 +29,7 @@ mod wireguard;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::runtime::Builder;
 
 use crate::cli::context::{Context, Global};
@@ -85,6 +85,11 @@ struct AgentArg {
     /// Choose the local agent by name, when this node carries several
     #[arg(long, global = true, value_name = "NAME")]
     agent: Option<String>,
+}
+
+/// Returns the command line's description, which man pages and completions are made of.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command that was typed.
@@ -184,7 +189,6 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn every_command(command: &clap::Command, found: &mut Vec<clap::Command>) {
         found.push(command.clone());

@@ -1,7 +1,7 @@
 use crate::run;
 
 /// Returns every command of the program with its help, found by reading the help as a person does.
-fn every_command() -> Vec<(Vec<String>, String)> {
+pub(crate) fn every_command() -> Vec<(Vec<String>, String)> {
     let mut found = Vec::new();
     let mut open = vec![Vec::<String>::new()];
     while let Some(path) = open.pop() {

@@ -4,6 +4,7 @@
 mod daemon;
 mod fake;
 mod help;
+mod manual;
 mod owner;
 mod settings;
 

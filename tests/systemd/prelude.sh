@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 exec >/shared/log 2>&1
 # shellcheck disable=SC2154 # assigned right here
-trap 'code=$?; journalctl -b --no-pager -u "agentnet*" | tail -n 80; systemctl exit $code' EXIT
+trap 'code=$?; set +e; journalctl -b --no-pager -u "agentnet*" | tail -n 80; systemctl exit $code' EXIT
 set -exuo pipefail
 
 operator="--operator-token-file /var/lib/agentnet-registry/operator.token"
