@@ -14,11 +14,13 @@ package_of() {
     cc) echo build-essential ;;
     dig) echo bind9-dnsutils ;;
     dpkg-shlibdeps) echo dpkg-dev ;;
+    go) echo golang-go ;;
     ip) echo iproute2 ;;
     miniupnpd) echo miniupnpd-nftables ;;
     musl-gcc) echo musl-tools ;;
     nc) echo netcat-openbsd ;;
     nft) echo nftables ;;
+    node) echo nodejs ;;
     nsenter | setpriv | unshare) echo util-linux ;;
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;

@@ -65,7 +65,7 @@ impl Failure {
         Self::new(Exit::Done, "")
     }
 
-    fn of(exit: Exit, error: &(dyn Error + 'static)) -> Self {
+    pub(super) fn of(exit: Exit, error: &(dyn Error + 'static)) -> Self {
         Self::new(exit, with_causes(error))
     }
 }

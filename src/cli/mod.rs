@@ -5,6 +5,7 @@ mod client;
 mod context;
 mod daemon;
 mod dev;
+mod dns;
 mod down;
 mod failure;
 mod gateway;
@@ -59,6 +60,7 @@ struct Cli {
 enum Command {
     Agent(agent::AgentArgs),
     Dev(dev::DevArgs),
+    Dns(dns::DnsArgs),
     Down(down::DownArgs),
     Gateway(gateway::GatewayArgs),
     Join(join::JoinArgs),
@@ -144,6 +146,7 @@ impl Command {
             Self::Registry(args) => args.is_daemon(),
             Self::Dev(_) | Self::Up(_) => true,
             Self::Agent(_)
+            | Self::Dns(_)
             | Self::Down(_)
             | Self::Join(_)
             | Self::Leave(_)
@@ -166,6 +169,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Agent(args) => args.run(context).await,
         Command::Dev(args) => args.run(context).await,
+        Command::Dns(args) => args.run(context).await,
         Command::Down(args) => args.run(context).await,
         Command::Gateway(args) => args.run(context).await,
         Command::Join(args) => args.run(context).await,

@@ -16,7 +16,7 @@ pub(super) struct UpArgs {
 /// Settings of a node that flags may give.
 #[derive(Args, Debug)]
 pub(super) struct NodeFlags {
-    /// Tell the host's programs of the node's resolver in this way [default: resolv-conf]
+    /// Tell the host's programs of the node's resolver in this way [default: auto]
     #[arg(long, value_name = "MODE", value_enum)]
     dns: Option<Dns>,
 
@@ -32,10 +32,20 @@ pub(super) struct NodeFlags {
 /// What --dns may say.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Dns {
+    /// Find out who owns the host's DNS; `agentnet dns status` tells
+    Auto,
+    /// Have NetworkManager name the resolver in the file it writes
+    #[value(name = "networkmanager")]
+    NetworkManager,
     /// Leave the host alone; the resolver answers at the agent's address, port 53
     None,
     /// Put the resolver into /etc/resolv.conf until the node stops
     ResolvConf,
+    /// Give resolvconf a record
+    #[value(name = "resolvconf")]
+    Resolvconf,
+    /// Have systemd-resolved ask the resolver for agents' names and addresses, and for nothing else
+    Resolved,
 }
 
 /// What --path may say.
@@ -65,8 +75,12 @@ impl NodeFlags {
     pub(super) fn flags(&self) -> Flags {
         let mut flags = Flags::default();
         let mode = self.dns.map(|dns| match dns {
+            Dns::Auto => DnsMode::Auto.as_str(),
+            Dns::NetworkManager => DnsMode::NetworkManager.as_str(),
             Dns::None => DnsMode::None.as_str(),
             Dns::ResolvConf => DnsMode::ResolvConf.as_str(),
+            Dns::Resolvconf => DnsMode::Resolvconf.as_str(),
+            Dns::Resolved => DnsMode::Resolved.as_str(),
         });
         flags.set("dns.mode", mode);
         let path = self.path.map(|way| match way {

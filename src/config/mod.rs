@@ -318,7 +318,7 @@ pub(crate) mod tests {
     fn a_wrong_type_is_refused_with_its_line() {
         for (text, line, why) in [
             ("\nsuffix = 3", 2, "expected a string"),
-            ("[dns]\nmode = 'resolved'", 2, "unknown variant"),
+            ("[dns]\nmode = 'bind'", 2, "unknown variant"),
             ("log = 'debug'", 1, "expected struct"),
             ("suffix = 'A B'", 1, "not a label"),
             ("suffix = ", 1, "string values must be quoted"),

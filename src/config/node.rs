@@ -87,19 +87,32 @@ pub struct DnsSettings {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DnsMode {
+    /// Whoever is found to own the host's DNS (docs/dns.md).
+    #[default]
+    Auto,
+    /// NetworkManager, by a section of its settings of this boot.
+    #[serde(rename = "networkmanager")]
+    NetworkManager,
     /// Nobody; the resolver listens, the host's settings stay as they are.
     None,
     /// The node, in `/etc/resolv.conf`, restored on exit.
-    #[default]
     ResolvConf,
+    /// The program resolvconf, of either kind.
+    Resolvconf,
+    /// systemd-resolved, over the system bus.
+    Resolved,
 }
 
 impl DnsMode {
     /// Returns the mode's name as settings write it.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
+            Self::NetworkManager => "networkmanager",
             Self::None => "none",
             Self::ResolvConf => "resolv-conf",
+            Self::Resolvconf => "resolvconf",
+            Self::Resolved => "resolved",
         }
     }
 }

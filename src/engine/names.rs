@@ -53,6 +53,21 @@ impl Zone {
         retries
     }
 
+    /// Returns the domains whose names are answered here: the suffix, and each domain's reverse zone.
+    pub fn domains(&self) -> Vec<String> {
+        let mut domains = vec![self.suffix.to_string()];
+        for prefix in &self.prefixes {
+            let bits = prefix.first().to_bits();
+            let nibbles = (0..DOMAIN_NIBBLES).rev();
+            let nibbles = nibbles.map(|n| format!("{:x}.", bits >> (124 - 4 * n) & 0xf));
+            let zone = format!("{}ip6.arpa", nibbles.collect::<String>());
+            if !domains.contains(&zone) {
+                domains.push(zone);
+            }
+        }
+        domains
+    }
+
     /// Tells what `message` asks.
     pub fn question(&self, message: &[u8], over: Transport) -> Question {
         let query = match Query::read(message, over) {
@@ -261,6 +276,24 @@ mod tests {
     fn reverse(address: &str) -> String {
         let address = address.parse::<Ipv6Addr>().unwrap();
         Name::from(address).to_ascii()
+    }
+
+    /// B-005: whoever routes by domain is told all of the zone, and nothing else.
+    #[test]
+    fn its_domains_are_the_suffix_and_the_reverse_zones() {
+        let mut zone = zone();
+        zone.prefixes.push("fd11:2233:4455:2::/64".parse().unwrap());
+
+        let domains = zone.domains();
+
+        assert_eq!(domains, ["agent", DOMAIN.trim_end_matches('.')]);
+        for inside in [reverse(B), "b.acme.agent.".to_owned()] {
+            let inside = inside.trim_end_matches('.');
+            assert!(
+                domains.iter().any(|domain| inside.ends_with(domain)),
+                "{inside}"
+            );
+        }
     }
 
     /// B-005: an agent's name has an AAAA record and no other.

@@ -3,6 +3,7 @@
 mod list;
 mod paths;
 mod ping;
+mod warnings;
 mod wireguard;
 
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::registry::client::ClientError;
 use crate::statement::{Scope, token::JoinToken};
 use crate::wire::api::{
     local::{
-        AutoFrom, AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left,
+        AutoFrom, AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left,
         NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers, Pending, PingReply,
         PingRequest, Status, TrustApprove, TrustChange, TrustChanged, TrustList, TrustName,
         TrustRequest, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers,
@@ -229,6 +230,24 @@ impl Control for Node {
 
     async fn netcheck(&self) -> Result<NetcheckTargets, Problem> {
         Ok(self.handle.call(|core| netcheck::known(core)).await?)
+    }
+
+    async fn dns(&self) -> Result<Dns, Problem> {
+        Ok(self.dns.borrow().clone())
+    }
+
+    async fn dns_apply(&self) -> Result<Dns, Problem> {
+        let (done, applied) = oneshot::channel();
+        let change = Asked::ApplyDns(done);
+        self.changes.send(change).await.map_err(|_| Stopped)?;
+        Ok(applied.await.map_err(|_| Stopped)?)
+    }
+
+    async fn dns_revert(&self) -> Result<Dns, Problem> {
+        let (done, reverted) = oneshot::channel();
+        let change = Asked::RevertDns(done);
+        self.changes.send(change).await.map_err(|_| Stopped)?;
+        Ok(reverted.await.map_err(|_| Stopped)?)
     }
 
     async fn peers(&self, of: OfAgent) -> Result<Peers, Problem> {

@@ -1,5 +1,7 @@
 //! The node daemon: puts the parts together, keeps them, and takes them apart.
 
+mod naming;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
@@ -13,17 +15,17 @@ use crate::config::{
     DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, PathSettings, SuiteChoice,
 };
 use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
-use crate::engine::{Engine, membership::Membership, names::Zone, path::Mode};
+use crate::engine::{Engine, membership::Membership, path::Mode};
 use crate::id::{OverlayIp, Suffix};
 use crate::node::carriers::{self, Carriers};
 use crate::node::{
     agent::{self, DeviceError},
     driver::{self, Core, Handle, Stopped, now},
     gateways,
+    host_dns::HostNames,
     local_api::{self, SocketError},
-    names::Names,
     network, portmap,
-    resolver::{Resolver, Settings, Upstream},
+    resolver::Resolver,
     running::{Change, Facts, Node},
     store::{Store, StoreError},
     suspend,
@@ -31,7 +33,7 @@ use crate::node::{
 };
 use crate::os::{
     clock, cpu,
-    dns::{Applied, DnsError, Owner},
+    dns::DnsError,
     random,
     timer::Alarm,
     udp::{self, UdpError, UdpPort},
@@ -46,9 +48,6 @@ const MAX_CHANGES: usize = 16;
 
 /// Pause before a device that could not be made anew is tried again.
 const DEVICE_RETRY: Duration = Duration::from_secs(5);
-
-/// Port of a name server (RFC 1035 section 4.2).
-const DNS_PORT: u16 = 53;
 
 /// Why the daemon does not run.
 #[derive(Debug, Error)]
@@ -91,7 +90,9 @@ struct Daemon {
     handle: Handle,
     /// Whether the kernel may merge and cut packets of devices.
     offload: bool,
-    dns: Owner,
+    names: HostNames,
+    /// Answers at a loopback address, where the owner of the host's DNS needs one.
+    loopback: Option<Resolver>,
     suffix: Suffix,
     running: BTreeMap<OverlayIp, Running>,
     facts: watch::Sender<BTreeMap<OverlayIp, Facts>>,
@@ -126,11 +127,12 @@ pub async fn run(
     let suspend = tokio::spawn(suspend::follow(handle.clone()));
     let mapping = portmap::keep(handle.clone(), port, wants_mapping(&config.path));
     let (facts, seen) = watch::channel(BTreeMap::new());
+    let (names, dns) = HostNames::new(config.dns, &config.state, &config.socket);
     let (changes, mut asked) = mpsc::channel(MAX_CHANGES);
     let node = Arc::new(Node {
         handle: handle.clone(),
         port,
-        dns: config.dns,
+        dns,
         started: clock::unix(),
         stop: Arc::new(Notify::new()),
         sent: Arc::new(Notify::new()),
@@ -142,7 +144,8 @@ pub async fn run(
     let mut daemon = Daemon {
         handle,
         offload: config.offload,
-        dns: Owner::new(config.dns, &config.state),
+        names,
+        loopback: None,
         suffix: config.suffix,
         running: BTreeMap::new(),
         facts,
@@ -285,6 +288,7 @@ impl Daemon {
                 // A daemon without its engine looks alive and carries nothing: better to be restarted.
                 () = handle.stopped() => return Err(Stopped.into()),
                 () = device_lost.notified() => self.restore_devices().await?,
+                () = self.names.changed() => self.follow_host_dns().await,
                 change = changes.recv() => match change {
                     // Nobody waits for the answer of a caller that went away.
                     Some(Change::Add(membership, done)) => {
@@ -292,6 +296,15 @@ impl Daemon {
                         drop(done.send(added));
                     }
                     Some(Change::Remove(local, done)) => drop(done.send(self.remove(local).await)),
+                    Some(Change::ApplyDns(done)) => {
+                        self.names.resume();
+                        self.follow_host_dns().await;
+                        drop(done.send(self.names.report()));
+                    }
+                    Some(Change::RevertDns(done)) => {
+                        self.names.hold().await;
+                        drop(done.send(self.names.report()));
+                    }
                     None => return Ok(()),
                 },
             }
@@ -414,95 +427,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts the resolvers anew for the agents there are, and tells the host's programs of them.
-    async fn renew_names(&mut self) -> Result<(), DaemonError> {
-        for running in self.running.values_mut() {
-            if let Some(resolver) = running.resolver.take() {
-                resolver.stop().await;
-            }
-        }
-        let servers = self
-            .running
-            .iter()
-            .filter(|(_, running)| running.facts.device.is_some())
-            .map(|(local, _)| local.ip())
-            .collect::<Vec<_>>();
-        if servers.is_empty() {
-            self.revert_dns();
-            return Ok(());
-        }
-        let mut search = Vec::new();
-        for running in self.running.values() {
-            let name = running.membership.name();
-            search.extend(name.map(|name| format!("{}.{}", name.network(), self.suffix)));
-        }
-        search.dedup();
-        // The resolvers listen before anybody is told to ask them.
-        let before = self.dns.look(&servers)?;
-        let started = self.start_resolvers(&before, &search).await;
-        self.publish_facts();
-        started?;
-        let answers = |running: &Running| running.resolver.is_some();
-        let answering = self.running.iter().filter(|(_, r)| answers(r));
-        let answering = answering.map(|(local, _)| local.ip()).collect::<Vec<_>>();
-        self.dns.apply(&answering, &search)?;
-        Ok(())
-    }
-
-    async fn start_resolvers(
-        &mut self,
-        before: &Applied,
-        search: &[String],
-    ) -> Result<(), DaemonError> {
-        let zone = Zone {
-            suffix: self.suffix.clone(),
-            prefixes: self.running.values().map(|r| r.membership.prefix).collect(),
-            retries: Zone::retries(search, &before.search),
-        };
-        let upstream = match before.upstream.as_slice() {
-            [] => Upstream::Refuse,
-            servers => Upstream::Forward(servers.to_vec()),
-        };
-        let mut refused = None;
-        for (local, running) in &mut self.running {
-            if running.facts.device.is_none() {
-                continue;
-            }
-            let listen = SocketAddr::new(local.ip().into(), DNS_PORT);
-            let (asker, zone, upstream) = (*local, zone.clone(), upstream.clone());
-            let settings = Settings {
-                listen,
-                asker,
-                zone,
-                upstream,
-            };
-            let names = Arc::new(Names::new(self.handle.clone()));
-            match Resolver::start(settings, names).await {
-                Ok(resolver) => {
-                    running.resolver = Some(resolver);
-                    running.facts.deaf = None;
-                }
-                Err(error) => {
-                    error!(%error, "Names are not answered at an agent's address");
-                    running.facts.deaf = Some(error.to_string());
-                    refused = Some(DaemonError::Resolver(listen, error));
-                }
-            }
-        }
-        // Each resolver answers for all agents of the host.
-        let answers = self.running.values().any(|r| r.resolver.is_some());
-        refused.filter(|_| !answers).map_or(Ok(()), Err)
-    }
-
-    fn revert_dns(&self) {
-        match self.dns.revert() {
-            Ok(_) => {}
-            Err(failed) => error!(%failed, "The host's DNS settings are not restored"),
-        }
-    }
-
     async fn take_down(&mut self) {
-        self.revert_dns();
+        self.names.forget().await;
+        if let Some(resolver) = self.loopback.take() {
+            resolver.stop().await;
+        }
         for (_, running) in std::mem::take(&mut self.running) {
             running.registry.abort();
             if let Some(resolver) = running.resolver {

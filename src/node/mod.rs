@@ -10,6 +10,7 @@ pub mod dev;
 pub mod driver;
 pub mod gateway;
 mod gateways;
+mod host_dns;
 pub mod join;
 pub mod local_api;
 mod metrics;

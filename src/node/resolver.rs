@@ -10,7 +10,7 @@ use std::{io, time::Duration};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, trace};
@@ -91,6 +91,7 @@ pub struct Resolver {
     local: SocketAddr,
     work: Arc<Work>,
     udp: Arc<UdpSocket>,
+    rules: watch::Sender<Arc<Rules>>,
     tasks: JoinSet<()>,
 }
 
@@ -106,11 +107,11 @@ impl Resolver {
         }
         let (udp, tcp) = bind(settings.listen).await?;
         let local = udp.local_addr()?;
+        let (rules, current) = watch::channel(Rules::new(settings.zone, settings.upstream, local));
         let work = Arc::new(Work {
-            upstream: upstream::Forwarder::new(settings.upstream, local, &settings.zone),
+            rules: current,
             local: local.ip().to_canonical(),
             asker: settings.asker,
-            zone: settings.zone,
             directory,
             slots: Arc::new(Semaphore::new(QUERIES)),
             counters: Counters::default(),
@@ -123,8 +124,15 @@ impl Resolver {
             local,
             work,
             udp,
+            rules,
             tasks,
         })
+    }
+
+    /// Answers by another zone and asks other nameservers from now on; queries under way end as they began.
+    pub fn change(&self, zone: Zone, upstream: Upstream) {
+        self.rules
+            .send_replace(Rules::new(zone, upstream, self.local));
     }
 
     /// Stops it; its port is free when this returns, which a mere drop does not promise.
@@ -153,13 +161,26 @@ impl Resolver {
     }
 }
 
+/// What is answered here, and whom all else is asked.
+#[derive(Debug)]
+struct Rules {
+    zone: Zone,
+    upstream: upstream::Forwarder,
+}
+
+impl Rules {
+    fn new(zone: Zone, upstream: Upstream, local: SocketAddr) -> Arc<Self> {
+        let upstream = upstream::Forwarder::new(upstream, local, &zone);
+        Arc::new(Self { zone, upstream })
+    }
+}
+
 /// What the tasks of a resolver share.
 struct Work {
     asker: OverlayIp,
     local: IpAddr,
-    zone: Zone,
+    rules: watch::Receiver<Arc<Rules>>,
     directory: Arc<dyn Directory>,
-    upstream: upstream::Forwarder,
     slots: Arc<Semaphore>,
     counters: Counters,
 }
@@ -184,16 +205,18 @@ impl Work {
     /// Returns the reply to a message; None when nothing may be sent back.
     async fn reply(&self, message: &[u8], over: Transport) -> Option<Vec<u8>> {
         count(&self.counters.queries);
-        match self.zone.question(message, over) {
-            Question::Foreign(query) => Some(self.upstream.ask(&query, message).await),
+        let rules = Arc::clone(&self.rules.borrow());
+        let Rules { zone, upstream } = &*rules;
+        match zone.question(message, over) {
+            Question::Foreign(query) => Some(upstream.ask(&query, message).await),
             Question::Ignore => None,
             Question::Name(query, name) => {
                 let found = self
                     .in_time(self.directory.by_name(self.asker, &name))
                     .await;
                 Some(match found {
-                    Some(Found::Yes(address)) => self.zone.address_answer(&query, Some(address)),
-                    Some(Found::No) => self.zone.address_answer(&query, None),
+                    Some(Found::Yes(address)) => zone.address_answer(&query, Some(address)),
+                    Some(Found::No) => zone.address_answer(&query, None),
                     Some(Found::Unavailable) | None => query.failure(ResponseCode::ServFail),
                 })
             }
@@ -203,7 +226,7 @@ impl Work {
                     .in_time(self.directory.by_address(self.asker, address))
                     .await;
                 Some(match found {
-                    Some(name) => self.zone.name_answer(&query, name.as_ref()),
+                    Some(name) => zone.name_answer(&query, name.as_ref()),
                     None => query.failure(ResponseCode::ServFail),
                 })
             }

@@ -4,13 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::config::DnsMode;
 use crate::engine::membership::Membership;
 use crate::id::{OverlayIp, Suffix, UnixTime};
 use crate::node::driver::Handle;
 use crate::node::portmap::PortMap;
 use crate::node::sync::Link;
-use crate::wire::api::local::RegistryStatus;
+use crate::wire::api::local::{Dns, RegistryStatus};
 
 /// What is known of an agent beside the engine.
 #[derive(Clone, Debug)]
@@ -23,12 +22,14 @@ pub(super) struct Facts {
     pub(super) link: watch::Receiver<Link>,
 }
 
-/// An agent joined or left while the daemon runs.
+/// What changes while the daemon runs: agents that joined or left, DNS settings that are asked for.
 #[derive(Debug)]
 pub(super) enum Change {
     /// Answered with why the agent does not run.
     Add(Box<Membership>, oneshot::Sender<Result<(), String>>),
+    ApplyDns(oneshot::Sender<Dns>),
     Remove(OverlayIp, oneshot::Sender<Option<Membership>>),
+    RevertDns(oneshot::Sender<Dns>),
 }
 
 /// The running daemon, as its local API reaches it.
@@ -37,7 +38,8 @@ pub(super) struct Node {
     pub(super) handle: Handle,
     /// The UDP port of the underlay.
     pub(super) port: u16,
-    pub(super) dns: DnsMode,
+    /// What became of the host's DNS settings.
+    pub(super) dns: watch::Receiver<Dns>,
     pub(super) started: UnixTime,
     /// Told when somebody wants the daemon to stop.
     pub(super) stop: Arc<Notify>,

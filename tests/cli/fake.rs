@@ -7,8 +7,8 @@ use agentnet::id::{
 use agentnet::node::local_api::{self, Control};
 use agentnet::statement::Scope;
 use agentnet::wire::api::local::{
-    AgentStatus, AutoRemove, AutoRule, AutoRules, Down, Endpoint, EndpointKind, Family,
-    GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, NetcheckTargets,
+    AgentStatus, AutoRemove, AutoRule, AutoRules, Dns, DnsState, Down, Endpoint, EndpointKind,
+    Family, GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, NetcheckTargets,
     OfAgent, PairState, PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending,
     PendingRequest, PingOutcome, PingReply, PingRequest, RegistryStatus, SessionState, Status,
     TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois,
@@ -176,6 +176,21 @@ fn gateway() -> GatewayStatus {
     }
 }
 
+fn dns() -> Dns {
+    Dns {
+        mode: "auto".to_owned(),
+        owner: "resolv-conf".to_owned(),
+        why: "/etc/resolv.conf is a plain file that no program known here keeps".to_owned(),
+        state: DnsState::Applied,
+        nameservers: vec![address(1).ip()],
+        search: vec!["acme.agent".to_owned()],
+        domains: vec!["agent".to_owned()],
+        device: Some("agentnet0".to_owned()),
+        upstream: vec!["192.0.2.1:53".parse().unwrap()],
+        ..Dns::default()
+    }
+}
+
 #[async_trait::async_trait]
 impl Control for Fake {
     async fn status(&self) -> Result<Status, Problem> {
@@ -202,6 +217,21 @@ impl Control for Fake {
 
     async fn netcheck(&self) -> Result<NetcheckTargets, Problem> {
         Ok(NetcheckTargets::default())
+    }
+
+    async fn dns(&self) -> Result<Dns, Problem> {
+        Ok(dns())
+    }
+
+    async fn dns_apply(&self) -> Result<Dns, Problem> {
+        Ok(dns())
+    }
+
+    async fn dns_revert(&self) -> Result<Dns, Problem> {
+        Ok(Dns {
+            state: DnsState::Reverted,
+            ..dns()
+        })
     }
 
     async fn peers(&self, _: OfAgent) -> Result<Peers, Problem> {

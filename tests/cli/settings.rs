@@ -20,13 +20,13 @@ fn an_unknown_setting_is_refused_with_its_line_and_the_nearest() {
 #[test]
 fn a_wrong_setting_is_refused_wherever_it_comes_from() {
     let scratch = Scratch::new();
-    let file = scratch.write("agentnet.toml", "\n[dns]\nmode = 'resolved'\n");
+    let file = scratch.write("agentnet.toml", "\n[dns]\nmode = 'bind'\n");
 
     let ran = run(&["status", "--config", &file]);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(
         ran.err
-            .contains(&format!("{file}:3: unknown variant `resolved`")),
+            .contains(&format!("{file}:3: unknown variant `bind`")),
         "{ran:?}"
     );
 

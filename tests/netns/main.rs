@@ -9,6 +9,7 @@ mod channel;
 mod consent;
 mod dataplane;
 mod discover;
+mod dns_clients;
 mod endure;
 #[path = "../registry/evil.rs"]
 mod evil;
@@ -17,6 +18,7 @@ mod flood;
 mod garbage;
 mod grid;
 mod homes;
+mod host_dns;
 mod idle;
 mod joining;
 mod lab;

@@ -13,7 +13,7 @@ const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/systemd-tree");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agentnet");
 
 /// What is tested, as it lies in the repository and as a package puts it.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 7] = [
     (
         "systemd/agentnet.service",
         "/usr/lib/systemd/system/agentnet.service",
@@ -25,6 +25,18 @@ const FILES: [(&str, &str); 4] = [
     (
         "systemd/agentnet-registry.service",
         "/usr/lib/systemd/system/agentnet-registry.service",
+    ),
+    (
+        "systemd/agentnet-dns.path",
+        "/usr/lib/systemd/system/agentnet-dns.path",
+    ),
+    (
+        "systemd/agentnet-dns.service",
+        "/usr/lib/systemd/system/agentnet-dns.service",
+    ),
+    (
+        "systemd/agentnet.rules",
+        "/usr/share/polkit-1/rules.d/agentnet.rules",
     ),
     (
         "systemd/agentnet.sysusers",
@@ -141,4 +153,61 @@ fn one_that_hangs_is_started_again() {
     let said = boots("watchdog", include_str!("watchdog.sh"), by_hand());
 
     assert!(said.contains("the watchdog did it"), "{said}");
+}
+
+/// Boots the tree for a script about DNS, where the owner of the host's DNS is installed as `flavour`.
+fn boots_for_dns(flavour: &str, script: &str) -> String {
+    let dns = include_str!("dns.sh");
+    boots(
+        &format!("dns-{flavour}"),
+        &format!("echo {flavour} >/shared/flavour\n{dns}\n{script}"),
+    )
+}
+
+/// tailscale#7257, netbird#4060: systemd-resolved asks the node for agents' names and for nothing else, in whatever
+/// order both start, and the node's own user suffices.
+#[test]
+#[ignore = "boots a systemd: scripts/test runs it where that is possible"]
+fn resolved_asks_for_agents_names_and_nothing_else() {
+    let said = boots_for_dns("resolved", include_str!("dns_resolved.sh"));
+
+    assert!(said.contains("resolved does as it should"), "{said}");
+}
+
+/// Root writes `/etc/resolv.conf` for a node that may not, again for a new lease and a new agent, and puts it back
+/// when the node was killed.
+#[test]
+#[ignore = "boots a systemd: scripts/test runs it where that is possible"]
+fn root_writes_the_file_for_a_node_that_may_not() {
+    let said = boots_for_dns("file", include_str!("dns_file.sh"));
+
+    assert!(said.contains("the file is as it should be"), "{said}");
+}
+
+/// tailscale#7257: NetworkManager that writes resolv.conf itself names the node, also with a new lease and after its
+/// own restart.
+#[test]
+#[ignore = "boots a systemd: scripts/test runs it where that is possible"]
+fn network_manager_names_the_node_in_the_file_it_writes() {
+    let said = boots_for_dns("network-manager", include_str!("dns_network_manager.sh"));
+
+    assert!(said.contains("NetworkManager does as it should"), "{said}");
+}
+
+/// Debian's resolvconf takes the node's record for the only one.
+#[test]
+#[ignore = "boots a systemd: scripts/test runs it where that is possible"]
+fn resolvconf_of_debian_names_the_node_alone() {
+    let said = boots_for_dns("resolvconf", include_str!("dns_resolvconf.sh"));
+
+    assert!(said.contains("resolvconf does as it should"), "{said}");
+}
+
+/// openresolv takes the node's record for the only one.
+#[test]
+#[ignore = "boots a systemd: scripts/test runs it where that is possible"]
+fn openresolv_names_the_node_alone() {
+    let said = boots_for_dns("openresolv", include_str!("dns_resolvconf.sh"));
+
+    assert!(said.contains("resolvconf does as it should"), "{said}");
 }

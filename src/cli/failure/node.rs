@@ -106,11 +106,11 @@ impl From<DaemonError> for Failure {
         let cure = match &error {
             DaemonError::Udp(error) => cure_of_udp(error),
             DaemonError::Device(error) => cure_of_device(error),
-            DaemonError::Dns(_) => Some("leave it alone with --dns none"),
             DaemonError::Resolver(..) => Some(
                 "another program has port 53 of every address (ss -lnup shows it): stop or narrow it",
             ),
             DaemonError::Dataplane(_)
+            | DaemonError::Dns(_)
             | DaemonError::Socket(_)
             | DaemonError::Stopped(_)
             | DaemonError::Store(_)
@@ -119,11 +119,11 @@ impl From<DaemonError> for Failure {
             DaemonError::Unsaved(_) => Some("free space or mend the disk, then join again"),
         };
         match error {
+            DaemonError::Dns(error) => error.into(),
             DaemonError::Store(error) => error.into(),
             DaemonError::Socket(error) => error.into(),
             DaemonError::Dataplane(_)
             | DaemonError::Device(_)
-            | DaemonError::Dns(_)
             | DaemonError::Resolver(..)
             | DaemonError::Stopped(_)
             | DaemonError::Timer(_)

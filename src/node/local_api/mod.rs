@@ -20,10 +20,11 @@ use tokio::sync::oneshot;
 use tracing::info;
 
 use crate::wire::api::local::{
-    AutoRemove, AutoRule, AutoRules, Down, JoinRequest, Joined, Left, MAX_BODY, NetcheckTargets,
-    OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove,
-    TrustChanged, TrustList, TrustName, TrustRequest, Version, Versioned, Whois, WhoisQuery,
-    WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
+    AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left, MAX_BODY,
+    NetcheckTargets, OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest,
+    Status, TrustApprove, TrustChanged, TrustList, TrustName, TrustRequest, Version, Versioned,
+    Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove,
+    WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -40,6 +41,15 @@ pub trait Control: Send + Sync + 'static {
 
     /// Returns whom `agentnet netcheck` may ask.
     async fn netcheck(&self) -> Result<NetcheckTargets, Problem>;
+
+    /// Returns how the host's programs are told of our names.
+    async fn dns(&self) -> Result<Dns, Problem>;
+
+    /// Has the host's programs told, also after a revert.
+    async fn dns_apply(&self) -> Result<Dns, Problem>;
+
+    /// Takes the host's DNS settings back until they are asked for again.
+    async fn dns_revert(&self) -> Result<Dns, Problem>;
 
     /// Returns the agents with a consent to or from ours.
     async fn peers(&self, of: OfAgent) -> Result<Peers, Problem>;
@@ -140,6 +150,10 @@ fn router(control: Shared) -> Router {
             "/v1/netcheck",
             get(|State(c): State<Shared>| async move { answer(c.netcheck().await) }),
         )
+        .route(
+            "/v1/dns",
+            get(|State(c): State<Shared>| async move { answer(c.dns().await) }),
+        )
         .route("/v1/path", get(path))
         .route("/v1/peers", get(peers))
         .route("/v1/whois", get(whois))
@@ -157,6 +171,14 @@ fn router(control: Shared) -> Router {
         .route("/v1/trust/auto/remove", post(auto_remove))
         .route("/v1/wireguard/add", post(wireguard_add))
         .route("/v1/wireguard/remove", post(wireguard_remove))
+        .route(
+            "/v1/dns/apply",
+            post(|State(c): State<Shared>| async move { answer(c.dns_apply().await) }),
+        )
+        .route(
+            "/v1/dns/revert",
+            post(|State(c): State<Shared>| async move { answer(c.dns_revert().await) }),
+        )
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
         .route(

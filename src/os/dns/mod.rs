@@ -1,19 +1,56 @@
 //! Who tells the host's programs of our resolver, one file per owner of the host's DNS settings.
 
+mod bus;
+mod detect;
+mod error;
+mod facts;
+mod network_manager;
 mod original;
+mod pace;
 mod resolv_conf;
+mod resolvconf;
+mod resolved;
 mod settings;
+mod watch;
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::config::DnsMode;
+use tracing::{debug, warn};
 
-pub use resolv_conf::{DnsError, ResolvConf};
+use crate::config::DnsMode;
+use crate::os::dns::bus::Bus;
+use crate::os::dns::resolved::Routing;
+
+pub use bus::BusError;
+pub use detect::{Facts, Flavour, Found, NetworkManager, Owner, Place, Service, detect};
+pub use error::DnsError;
+pub use pace::Pace;
+pub use resolv_conf::ResolvConf;
 pub use settings::{Nameserver, Settings};
+pub use watch::Watch;
 
 /// Where the C library looks (resolv.conf(5)).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Where a resolver answers beside the agents' addresses for Debian's resolvconf, which lets a nameserver
+/// stand alone if it is a loopback address. One that nobody else has: AN, in ASCII.
+pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 65, 78, 53);
+
+/// What the host's programs are to be told.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Wanted {
+    /// The agents' resolvers.
+    pub nameservers: Vec<Ipv6Addr>,
+    /// Whether one of them answers at [`LOOPBACK`] too.
+    pub on_loopback: bool,
+    /// Domains that complete short names.
+    pub search: Vec<String>,
+    /// Domains that are ours: the suffix and the reverse zones.
+    pub domains: Vec<String>,
+    /// The device that has the first of `nameservers`; None without one.
+    pub device: Option<String>,
+}
 
 /// What the host's DNS was before us.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -42,45 +79,232 @@ pub fn nameservers() -> Vec<SocketAddr> {
     servers.iter().filter_map(resolv_conf::socket).collect()
 }
 
-/// The owner of the host's DNS settings that was configured.
-#[derive(Clone, Debug)]
-pub enum Owner {
-    Nobody,
-    ResolvConf(ResolvConf),
+/// The host's DNS settings, in the hands of whoever owns them.
+#[derive(Debug)]
+pub struct HostDns {
+    mode: DnsMode,
+    file: ResolvConf,
+    /// None until somebody on it is to be asked, and where there is none.
+    bus: Option<Bus>,
 }
 
-impl Owner {
-    /// Returns the owner for `mode`, which keeps what must survive a crash in `state`.
+impl HostDns {
+    /// Takes the settings in hand as `mode` says; what must survive a crash is kept in or beside `state`.
     pub fn new(mode: DnsMode, state: &Path) -> Self {
-        match mode {
-            DnsMode::None => Self::Nobody,
-            DnsMode::ResolvConf => {
-                Self::ResolvConf(ResolvConf::new(PathBuf::from(RESOLV_CONF), state))
+        Self {
+            mode,
+            file: ResolvConf::new(PathBuf::from(RESOLV_CONF), state),
+            bus: None,
+        }
+    }
+
+    /// Returns who owns the settings now.
+    pub async fn find(&mut self) -> Result<Found, DnsError> {
+        let set = |owner| Found {
+            owner,
+            why: "the settings of the node say so (dns.mode)",
+        };
+        match self.mode {
+            DnsMode::None => Ok(set(Owner::Nobody)),
+            DnsMode::NetworkManager => Ok(set(Owner::NetworkManager)),
+            DnsMode::ResolvConf => Ok(set(Owner::ResolvConf)),
+            DnsMode::Resolved => Ok(set(Owner::Resolved)),
+            DnsMode::Resolvconf => {
+                let flavour = resolvconf::flavour().ok_or(DnsError::NoResolvconf)?;
+                Ok(set(Owner::Resolvconf(flavour)))
+            }
+            DnsMode::Auto => Ok(detect(&self.facts().await?)),
+        }
+    }
+
+    /// Returns what is observed on the host.
+    pub async fn facts(&mut self) -> Result<Facts, DnsError> {
+        let original = self.file.without_us()?;
+        let bus = self.bus().await.ok();
+        Ok(facts::gather(Path::new(RESOLV_CONF), &original, bus.as_ref()).await)
+    }
+
+    /// Returns what [`Self::apply`] will find, and changes nothing.
+    pub async fn look(&mut self, owner: Owner, own: &[Ipv6Addr]) -> Result<Applied, DnsError> {
+        match owner {
+            // What is routed to us by domain is ours to answer.
+            Owner::Nobody | Owner::Resolved => Ok(Applied::default()),
+            Owner::NetworkManager => {
+                let bus = self.bus().await?;
+                Ok(network_manager::look(&bus, &all(own)).await?)
+            }
+            Owner::ResolvConf => self.file.look(own),
+            Owner::Resolvconf(flavour) => Ok(resolvconf::look(flavour, &all(own))),
+        }
+    }
+
+    /// Tells whether programs are told so now.
+    pub async fn stands(&mut self, owner: Owner, wanted: &Wanted) -> Result<bool, DnsError> {
+        match owner {
+            Owner::Nobody => Ok(true),
+            Owner::NetworkManager => Ok(names_first(&wanted.servers(owner))),
+            Owner::ResolvConf => self.file.stands(&wanted.nameservers, &wanted.search),
+            Owner::Resolvconf(flavour) => {
+                let servers = wanted.servers(owner);
+                let recorded = resolvconf::stands(flavour, &servers, &wanted.search);
+                Ok(recorded && names_first(&servers))
+            }
+            Owner::Resolved => {
+                let routing = wanted.routing()?;
+                Ok(resolved::stands(&self.bus().await?, &routing).await?)
             }
         }
     }
 
-    /// Returns what [`Self::apply`] will find, so that the resolvers can listen before they are asked.
-    pub fn look(&self, nameservers: &[Ipv6Addr]) -> Result<Applied, DnsError> {
-        match self {
-            Self::Nobody => Ok(Applied::default()),
-            Self::ResolvConf(owner) => owner.look(nameservers),
+    /// Makes programs ask our resolvers; again after every change.
+    pub async fn apply(&mut self, owner: Owner, wanted: &Wanted) -> Result<(), DnsError> {
+        match owner {
+            Owner::Nobody => {}
+            Owner::NetworkManager => {
+                let bus = self.bus().await?;
+                let theirs = network_manager::look(&bus, &all(&wanted.nameservers)).await?;
+                let search = joined(&wanted.search, &theirs.search);
+                let servers = wanted.servers(owner);
+                network_manager::apply(&bus, &servers, &search).await?;
+                named_in_time("NetworkManager", &servers).await?;
+            }
+            Owner::ResolvConf => {
+                self.file.apply(&wanted.nameservers, &wanted.search)?;
+            }
+            Owner::Resolvconf(flavour) => {
+                let servers = wanted.servers(owner);
+                resolvconf::apply(flavour, &servers, &wanted.search).await?;
+                named_in_time("resolvconf", &servers).await?;
+            }
+            Owner::Resolved => {
+                let routing = wanted.routing()?;
+                resolved::apply(&self.bus().await?, &routing).await?;
+            }
+        }
+        self.clear_others(owner).await;
+        Ok(())
+    }
+
+    /// Takes our settings back from whoever has them; `device` is the one that systemd-resolved was told of.
+    pub async fn revert(&mut self, device: Option<&str>) -> Result<Reverted, DnsError> {
+        if matches!(self.mode, DnsMode::Auto | DnsMode::Resolved)
+            && let Some(link) = device.and_then(index)
+            && let Ok(bus) = self.bus().await
+            && bus.service(resolved::SERVICE).await.ok() == Some(Service::Running)
+            && let Err(error) = resolved::revert(&bus, link).await
+        {
+            // They go with the device.
+            debug!(%error, "systemd-resolved keeps our settings");
+        }
+        let mut had = self.revert_network_manager().await?;
+        had |= resolvconf::revert().await?;
+        match self.file.revert()? {
+            Reverted::Nothing if had => Ok(Reverted::Restored),
+            reverted => Ok(reverted),
         }
     }
 
-    /// Makes programs ask `nameservers` and search `search` first; again after every change.
-    pub fn apply(&self, nameservers: &[Ipv6Addr], search: &[String]) -> Result<Applied, DnsError> {
-        match self {
-            Self::Nobody => Ok(Applied::default()),
-            Self::ResolvConf(owner) => owner.apply(nameservers, search),
+    async fn revert_network_manager(&mut self) -> Result<bool, DnsError> {
+        if !network_manager::is_applied() {
+            return Ok(false);
+        }
+        let bus = self.bus().await.ok();
+        network_manager::revert(bus.as_ref()).await
+    }
+
+    /// Takes back what an earlier owner, or a daemon that crashed, was told.
+    async fn clear_others(&mut self, owner: Owner) {
+        let mut cleared = Vec::new();
+        if owner != Owner::NetworkManager {
+            cleared.push(self.revert_network_manager().await.map(drop));
+        }
+        if !matches!(owner, Owner::Resolvconf(_)) {
+            cleared.push(resolvconf::revert().await.map(drop));
+        }
+        if owner != Owner::ResolvConf {
+            cleared.push(self.file.revert().map(drop));
+        }
+        for error in cleared.into_iter().filter_map(Result::err) {
+            warn!(%error, "DNS settings of an earlier owner stay behind");
         }
     }
 
-    /// Takes our settings back.
-    pub fn revert(&self) -> Result<Reverted, DnsError> {
-        match self {
-            Self::Nobody => Ok(Reverted::Nothing),
-            Self::ResolvConf(owner) => owner.revert(),
+    async fn bus(&mut self) -> Result<Bus, BusError> {
+        if let Some(bus) = self.bus.as_ref().filter(|bus| !bus.is_closed()) {
+            return Ok(bus.clone());
+        }
+        let bus = Bus::open().await?;
+        self.bus = Some(bus.clone());
+        Ok(bus)
+    }
+}
+
+impl Wanted {
+    /// Returns whom programs are to ask.
+    pub fn servers(&self, owner: Owner) -> Vec<IpAddr> {
+        match owner {
+            Owner::Resolvconf(Flavour::Debian) if self.on_loopback => vec![LOOPBACK.into()],
+            Owner::NetworkManager
+            | Owner::Nobody
+            | Owner::ResolvConf
+            | Owner::Resolvconf(_)
+            | Owner::Resolved => self.nameservers.iter().map(|ip| IpAddr::V6(*ip)).collect(),
         }
     }
+
+    /// Returns what systemd-resolved is told: one link suffices, as each resolver answers for all agents.
+    fn routing(&self) -> Result<Routing, DnsError> {
+        let device = self.device.as_deref().and_then(index);
+        let (Some(link), Some(nameserver)) = (device, self.nameservers.first()) else {
+            return Err(DnsError::NoLink);
+        };
+        Ok(Routing {
+            link,
+            nameserver: *nameserver,
+            domains: self.domains.clone(),
+        })
+    }
+}
+
+/// Returns every address that a resolver of ours has.
+fn all(own: &[Ipv6Addr]) -> Vec<IpAddr> {
+    let own = own.iter().map(|ip| IpAddr::V6(*ip));
+    own.chain([LOOPBACK.into()]).collect()
+}
+
+fn index(device: &str) -> Option<i32> {
+    let index = nix::net::if_::if_nametoindex(device).ok()?;
+    i32::try_from(index).ok()
+}
+
+/// Tells whether `/etc/resolv.conf` names one of `servers` first.
+fn names_first(servers: &[IpAddr]) -> bool {
+    nameservers()
+        .first()
+        .is_some_and(|first| servers.contains(&first.ip()))
+}
+
+/// Waits until `/etc/resolv.conf` names us, which its owner writes on its own time.
+async fn named_in_time(owner: &'static str, servers: &[IpAddr]) -> Result<(), DnsError> {
+    /// Looks, and the pause between two: three seconds for a busy host.
+    const LOOKS: u32 = 60;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+    for _ in 0..LOOKS {
+        if names_first(servers) {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(DnsError::Outranked { owner })
+}
+
+fn joined(ours: &[String], theirs: &[String]) -> Vec<String> {
+    let mut all = ours.to_vec();
+    all.extend(
+        theirs
+            .iter()
+            .filter(|domain| !ours.contains(domain))
+            .cloned(),
+    );
+    all
 }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
-use crate::os::dns::resolv_conf::DnsError;
+use crate::os::dns::error::DnsError;
 use crate::os::dns::settings::is_ours;
 
 /// Longest file taken for a resolv.conf; one in use is below 1 KiB.

@@ -1,14 +1,16 @@
 //! The host's `/etc/resolv.conf`: ours while the daemon runs, exactly what it was before and after.
 
+use std::fs::{self, DirBuilder, Permissions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use tracing::{debug, warn};
 
-use crate::os::dns::original::{LONGEST, Original, put, read_bounded, sync_folder};
+use crate::os::dns::error::DnsError;
+use crate::os::dns::original::{Original, put, read_bounded, sync_folder};
 use crate::os::dns::settings::{Nameserver, Settings, is_ours};
 use crate::os::dns::{Applied, Reverted};
 use crate::os::files::{FileError, StateFile};
@@ -30,57 +32,12 @@ const DEFAULT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 const PORT: u16 = 53;
 
-/// Why the host's DNS settings cannot be changed.
-#[derive(Debug, Error)]
-pub enum DnsError {
-    #[error("cannot change {}", path.display())]
-    Unwritable {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cannot read {}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{} is no file of at most {LONGEST} bytes", .0.display())]
-    NoSettings(PathBuf),
-    #[error("{} was written by an agentnet that kept the original in another place", .0.display())]
-    Orphan(PathBuf),
-    #[error("the original of {} is not to be had", path.display())]
-    Backup {
-        path: PathBuf,
-        #[source]
-        source: FileError,
-    },
-}
-
-impl DnsError {
-    /// Says what a person can do about it.
-    pub fn cure(&self) -> String {
-        match self {
-            Self::Unwritable { .. } | Self::Unreadable { .. } | Self::NoSettings(_) => {
-                "run as root where the file can be written, or leave it alone: --dns none"
-                    .to_owned()
-            }
-            Self::Orphan(path) => format!(
-                "stop the other agentnet first; if there is none, write your nameservers into {}",
-                path.display()
-            ),
-            Self::Backup { source, .. } => source
-                .cure()
-                .unwrap_or_else(|| "leave the file alone: --dns none".to_owned()),
-        }
-    }
-}
-
 /// The owner of a `resolv.conf`.
 #[derive(Clone, Debug)]
 pub struct ResolvConf {
     path: PathBuf,
-    backup: PathBuf,
+    /// The node's state directory.
+    state: PathBuf,
     behind_stub: PathBuf,
 }
 
@@ -89,7 +46,7 @@ impl ResolvConf {
     pub fn new(path: PathBuf, state: &Path) -> Self {
         Self {
             path,
-            backup: state.join(BACKUP),
+            state: state.to_owned(),
             behind_stub: PathBuf::from(BEHIND_STUB),
         }
     }
@@ -112,23 +69,51 @@ impl ResolvConf {
     /// Makes programs ask `nameservers` and search `search` first; again after every change.
     pub fn apply(&self, nameservers: &[Ipv6Addr], search: &[String]) -> Result<Applied, DnsError> {
         let (state, mut kept) = self.kept()?;
+        let backup_at = self.backup();
         if kept.as_ref().is_some_and(|kept| kept.path != self.path) {
             self.revert()?;
             kept = None;
         }
         let (original, settings) = self.original(kept)?;
-        let ours = settings.render(nameservers, search, &self.backup.display().to_string());
+        let ours = settings.render(nameservers, search, &backup_at.display().to_string());
         let backup = Backup {
             path: self.path.clone(),
             original,
             ours,
         };
+        self.make_room()?;
         state.save(&backup).map_err(|e| self.backup_error(e))?;
+        self.show()?;
         if let Err(error) = put(&self.path, backup.ours.as_bytes(), backup.original.access()) {
             self.undo(&backup);
             return Err(error);
         }
         Ok(self.applied(settings, nameservers))
+    }
+
+    /// Tells whether [`Self::apply`] would change nothing.
+    pub fn stands(&self, nameservers: &[Ipv6Addr], search: &[String]) -> Result<bool, DnsError> {
+        let (_, kept) = self.kept()?;
+        let Some(kept) = kept.filter(|kept| kept.path == self.path) else {
+            return Ok(false);
+        };
+        let found = Original::read(&self.path)?;
+        let is_whole =
+            matches!(&found, Original::File { text, .. } if *text == kept.ours.as_bytes());
+        let (_, settings) = self.original(Some(kept))?;
+        let backup = self.backup().display().to_string();
+        let ours = settings.render(nameservers, search, &backup);
+        Ok(is_whole && matches!(&found, Original::File { text, .. } if *text == ours.as_bytes()))
+    }
+
+    /// Returns what stands at the path, ours thought away.
+    pub(super) fn without_us(&self) -> Result<Original, DnsError> {
+        let (_, kept) = self.kept()?;
+        let found = Original::read(&self.path)?;
+        match kept.filter(|kept| kept.path == self.path) {
+            Some(kept) if kept.wrote(&found) => Ok(kept.original),
+            Some(_) | None => Ok(found),
+        }
     }
 
     /// Restores the original, unless somebody else changed the file since.
@@ -170,16 +155,71 @@ impl ResolvConf {
     }
 
     fn kept(&self) -> Result<(StateFile, Option<Backup>), DnsError> {
-        StateFile::open(&self.backup, VERSION).map_err(|e| self.backup_error(e))
+        StateFile::open(&self.backup(), VERSION).map_err(|e| self.backup_error(e))
+    }
+
+    /// Returns where the original is kept: in the state directory, or beside it where that is another
+    /// user's. Root must not believe what that user may write; he may read what root keeps.
+    fn backup(&self) -> PathBuf {
+        let beside = self.folder_beside().join(BACKUP);
+        let owner = fs::metadata(&self.state).map(|meta| meta.uid());
+        let is_foreign = owner.is_ok_and(|uid| uid != Uid::effective().as_raw());
+        if is_foreign || beside.exists() {
+            return beside;
+        }
+        self.state.join(BACKUP)
+    }
+
+    fn folder_beside(&self) -> PathBuf {
+        let mut folder = self.state.clone().into_os_string();
+        folder.push("-dns");
+        folder.into()
+    }
+
+    /// Makes the folder beside the state directory where it is needed.
+    fn make_room(&self) -> Result<(), DnsError> {
+        let backup = self.backup();
+        let folder = self.folder_beside();
+        if !backup.starts_with(&folder) {
+            return Ok(());
+        }
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&folder);
+        // The umask of a daemon is narrower.
+        let made = made.and_then(|()| fs::set_permissions(&folder, Permissions::from_mode(0o755)));
+        made.map_err(|source| DnsError::Unwritable {
+            path: folder,
+            source,
+        })
+    }
+
+    /// Lets the daemon's user read what root kept.
+    fn show(&self) -> Result<(), DnsError> {
+        let backup = self.backup();
+        if !backup.starts_with(self.folder_beside()) {
+            return Ok(());
+        }
+        let shown = fs::set_permissions(&backup, Permissions::from_mode(0o644));
+        shown.map_err(|source| DnsError::Unwritable {
+            path: backup,
+            source,
+        })
     }
 
     fn forget(&self) -> Result<(), DnsError> {
+        let backup = self.backup();
         let failed = |source| DnsError::Unwritable {
-            path: self.backup.clone(),
+            path: backup.clone(),
             source,
         };
-        fs::remove_file(&self.backup).map_err(failed)?;
-        sync_folder(&self.backup);
+        fs::remove_file(&backup).map_err(failed)?;
+        sync_folder(&backup);
+        // Goes when it was the last in it, and only then.
+        if backup.starts_with(self.folder_beside()) {
+            drop(fs::remove_dir(self.folder_beside()));
+        }
         Ok(())
     }
 

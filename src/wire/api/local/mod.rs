@@ -4,6 +4,7 @@
 //! milliseconds by the daemon's clock, which each answer that tells ages carries as `now`.
 
 mod act;
+mod dns;
 mod netcheck;
 mod owner;
 mod path;
@@ -25,6 +26,7 @@ use crate::wire::carrier::Carrier;
 use crate::wire::channel::Suite;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
+pub use dns::{Dns, DnsCheck, DnsLookup, DnsState};
 pub use netcheck::{
     CaptivePortal, NatFiltering, NatMappingKind, Netcheck, NetcheckFamily, NetcheckGateway,
     NetcheckReach, NetcheckRegistry, NetcheckServer, NetcheckTargets,
@@ -76,7 +78,8 @@ pub struct Status {
     pub pid: u32,
     /// UDP sockets as bound, ports resolved.
     pub udp: Vec<SocketAddr>,
-    /// `resolv-conf` or `none`.
+    /// Who owns the host's DNS settings: `resolved`, `networkmanager`, `resolvconf`, `openresolv`, `resolv-conf`
+    /// or `none`.
     pub dns: String,
     pub agents: Vec<AgentStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
