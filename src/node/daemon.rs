@@ -162,10 +162,9 @@ pub async fn run(
         drop(stopping);
         wait_for_api(api).await;
     }
-    lookups.abort();
-    lost.abort();
-    network.abort();
-    suspend.abort();
+    for task in [lookups, lost, network, suspend] {
+        task.abort();
+    }
     daemon.take_down().await;
     mapping.end().await;
     drop(node);

@@ -85,7 +85,6 @@ owner_is() {
 
 # killed: ends the node as a crash does, and keeps it from coming back.
 killed() {
-  mkdir -p /run/systemd/system/agentnet.service.d
-  systemctl kill -s KILL agentnet
+  kill -9 "$(systemctl show -p MainPID --value agentnet)"
   systemctl stop agentnet
 }

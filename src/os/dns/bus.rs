@@ -84,26 +84,15 @@ impl Bus {
         let called = self
             .0
             .call_method(Some(service), path, Some(interface), method, body);
-        called.await.map_err(|source| match &source {
-            zbus::Error::FDO(error)
-                if matches!(
-                    **error,
-                    fdo::Error::AccessDenied(_)
-                        | fdo::Error::InteractiveAuthorizationRequired(_)
-                        | fdo::Error::AuthFailed(_)
-                ) =>
-            {
-                BusError::Denied { service, method }
+        called.await.map_err(|source| {
+            if is_denied(&source) {
+                return BusError::Denied { service, method };
             }
-            // NetworkManager has an error of its own.
-            zbus::Error::MethodError(name, ..) if name.as_str().ends_with(".PermissionDenied") => {
-                BusError::Denied { service, method }
-            }
-            _ => BusError::Failed {
+            BusError::Failed {
                 service,
                 method,
                 source,
-            },
+            }
         })
     }
 
@@ -157,4 +146,17 @@ impl Bus {
             Service::Absent
         })
     }
+}
+
+fn is_denied(error: &zbus::Error) -> bool {
+    if let zbus::Error::FDO(error) = error {
+        return matches!(
+            **error,
+            fdo::Error::AccessDenied(_)
+                | fdo::Error::AuthFailed(_)
+                | fdo::Error::InteractiveAuthorizationRequired(_)
+        );
+    }
+    // NetworkManager has an error of its own.
+    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str().ends_with(".PermissionDenied"))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::os::dns::settings::Settings;
 
@@ -166,9 +166,10 @@ impl Facts {
         let target = Path::new("/etc").join(target);
         let mut plain = PathBuf::new();
         for part in target.components() {
-            match part {
-                std::path::Component::ParentDir => drop(plain.pop()),
-                part => plain.push(part),
+            if part == Component::ParentDir {
+                plain.pop();
+            } else {
+                plain.push(part);
             }
         }
         let plain = match plain.strip_prefix("/var/run") {
@@ -240,26 +241,30 @@ mod tests {
         }
     }
 
+    use Service::{Activatable, Running};
+
     const NM: Owner = Owner::NetworkManager;
     const FILE: Owner = Owner::ResolvConf;
     const DEBIAN: Owner = Owner::Resolvconf(Flavour::Debian);
     const OPEN: Owner = Owner::Resolvconf(Flavour::Openresolv);
     const RESOLVED: Owner = Owner::Resolved;
 
-    /// The situations that other overlays met in the field.
-    #[test]
-    fn every_known_situation_has_its_owner() {
-        use Service::{Absent, Activatable, Running};
-        let to_stub = || link("../run/systemd/resolve/stub-resolv.conf", STUB);
-        for (situation, facts, owner) in [
+    type Situation = (&'static str, Facts, Owner);
+
+    fn with_resolved() -> Vec<Situation> {
+        let stub = || link("../run/systemd/resolve/stub-resolv.conf", STUB).resolved(Running);
+        let alleged = STUB.replace("127.0.0.53", "192.0.2.1");
+        let twice = "nameserver 127.0.0.53\nnameserver 127.0.0.53\n";
+        let both = "nameserver 127.0.0.53\nnameserver 192.0.2.1\n";
+        let uplink = link("/run/systemd/resolve/resolv.conf", UPLINK);
+        let by_nm = BY_NM.replace("192.0.2.1", "127.0.0.53");
+        let by_resolvconf = BY_RESOLVCONF.replace("192.0.2.1", "127.0.0.53");
+        let fed = |facts: Facts| facts.manager("systemd-resolved", "symlink");
+        vec![
+            ("symlink to the stub's file", stub(), RESOLVED),
             (
-                "resolved, symlink to its stub",
-                to_stub().resolved(Running),
-                RESOLVED,
-            ),
-            (
-                "resolved that starts when called",
-                to_stub().resolved(Activatable),
+                "it starts when called",
+                stub().resolved(Activatable),
                 RESOLVED,
             ),
             (
@@ -267,145 +272,91 @@ mod tests {
                 file(STUB).resolved(Running),
                 RESOLVED,
             ),
+            ("the stub twice", file(twice).resolved(Running), RESOLVED),
+            ("a container with the host's stub", file(STUB), FILE),
+            ("a foreign file", file(BY_HAND).resolved(Running), FILE),
+            ("a false header", file(&alleged).resolved(Running), FILE),
+            ("its list of uplinks", uplink.resolved(Running), FILE),
+            ("the stub and another", file(both).resolved(Running), FILE),
+            ("NetworkManager feeds it", fed(stub()), RESOLVED),
             (
-                "the stub twice",
-                file("nameserver 127.0.0.53\nnameserver 127.0.0.53\n").resolved(Running),
+                "NetworkManager names the stub",
+                fed(file(&by_nm).resolved(Running)),
                 RESOLVED,
             ),
+            ("the same without it", fed(file(&by_nm)), FILE),
             (
-                "a container with the host's stub and no resolved",
-                file(STUB).resolved(Absent),
-                FILE,
-            ),
-            (
-                "resolved with a foreign file",
-                file(BY_HAND).resolved(Running),
-                FILE,
-            ),
-            (
-                "a header that only alleges resolved",
-                file(&STUB.replace("127.0.0.53", "192.0.2.1")).resolved(Running),
-                FILE,
-            ),
-            (
-                "resolved's list of uplinks",
-                link("/run/systemd/resolve/resolv.conf", UPLINK).resolved(Running),
-                FILE,
-            ),
-            (
-                "the stub and another nameserver",
-                file("nameserver 127.0.0.53\nnameserver 192.0.2.1\n").resolved(Running),
-                FILE,
-            ),
-            (
-                "NetworkManager, its own file",
-                file(BY_NM).manager("default", "file"),
-                NM,
-            ),
-            (
-                "NetworkManager, its symlink",
-                link("/run/NetworkManager/resolv.conf", BY_NM).manager("default", "symlink"),
-                NM,
-            ),
-            (
-                "the same by /var/run",
-                link("/var/run/NetworkManager/resolv.conf", BY_NM).manager("default", "symlink"),
-                NM,
-            ),
-            (
-                "NetworkManager with dnsmasq",
-                file(&BY_NM.replace("192.0.2.1", "127.0.0.1")).manager("dnsmasq", "symlink"),
-                NM,
-            ),
-            (
-                "NetworkManager that feeds resolved",
-                to_stub()
-                    .resolved(Running)
-                    .manager("systemd-resolved", "symlink"),
+                "resolvconf names the stub",
+                debian(file(&by_resolvconf).resolved(Running)),
                 RESOLVED,
             ),
+        ]
+    }
+
+    fn with_network_manager() -> Vec<Situation> {
+        let nm = |facts: Facts, manages| facts.manager("default", manages);
+        let dnsmasq = file(&BY_NM.replace("192.0.2.1", "127.0.0.1"));
+        let run = link("/run/NetworkManager/resolv.conf", BY_NM);
+        let var_run = link("/var/run/NetworkManager/resolv.conf", BY_NM);
+        let records = link("/run/resolvconf/resolv.conf", BY_RESOLVCONF);
+        vec![
+            ("its own file", nm(file(BY_NM), "file"), NM),
+            ("its symlink", nm(run, "symlink"), NM),
+            ("its symlink by /var/run", nm(var_run, "symlink"), NM),
             (
-                "NetworkManager's file that names the stub",
-                file(&BY_NM.replace("192.0.2.1", "127.0.0.53"))
-                    .resolved(Running)
-                    .manager("systemd-resolved", "symlink"),
-                RESOLVED,
+                "it has a dnsmasq",
+                dnsmasq.manager("dnsmasq", "symlink"),
+                NM,
             ),
             (
-                "the same without resolved",
-                file(&BY_NM.replace("192.0.2.1", "127.0.0.53"))
-                    .manager("systemd-resolved", "symlink"),
-                FILE,
-            ),
-            (
-                "NetworkManager told to keep out",
+                "told to keep out",
                 file(BY_HAND).manager("none", "unmanaged"),
                 FILE,
             ),
+            ("beside a file by hand", nm(file(BY_HAND), "symlink"), FILE),
+            ("gone, with its file left", file(BY_NM), FILE),
             (
-                "NetworkManager beside a file by hand",
-                file(BY_HAND).manager("default", "symlink"),
-                FILE,
-            ),
-            ("a file of a NetworkManager that is gone", file(BY_NM), FILE),
-            (
-                "NetworkManager that feeds resolvconf",
-                link("/run/resolvconf/resolv.conf", BY_RESOLVCONF)
-                    .manager("default", "resolvconf")
-                    .program(Flavour::Debian),
+                "it feeds resolvconf",
+                debian(nm(records, "resolvconf")),
                 DEBIAN,
             ),
-            (
-                "Debian's resolvconf",
-                link("../run/resolvconf/resolv.conf", BY_RESOLVCONF).program(Flavour::Debian),
-                DEBIAN,
-            ),
-            (
-                "the same without a record yet",
-                link("/etc/resolvconf/run/resolv.conf", "").program(Flavour::Debian),
-                DEBIAN,
-            ),
-            (
-                "openresolv",
-                file(BY_OPENRESOLV).program(Flavour::Openresolv),
-                OPEN,
-            ),
-            (
-                "openresolv installed and unused",
-                file(BY_HAND).program(Flavour::Openresolv),
-                FILE,
-            ),
+        ]
+    }
+
+    fn with_files() -> Vec<Situation> {
+        let wsl = "# This file was automatically generated by WSL.\nnameserver 172.22.0.1\n";
+        let records = link("../run/resolvconf/resolv.conf", BY_RESOLVCONF);
+        let no_record = link("/etc/resolvconf/run/resolv.conf", "");
+        let open = |facts: Facts| facts.program(Flavour::Openresolv);
+        vec![
+            ("Debian's resolvconf", debian(records), DEBIAN),
+            ("the same without a record yet", debian(no_record), DEBIAN),
+            ("openresolv", open(file(BY_OPENRESOLV)), OPEN),
+            ("openresolv, unused", open(file(BY_HAND)), FILE),
             (
                 "a file of a resolvconf that is gone",
                 file(BY_RESOLVCONF),
                 FILE,
             ),
-            (
-                "resolvconf that names the stub",
-                file(&BY_RESOLVCONF.replace("192.0.2.1", "127.0.0.53"))
-                    .resolved(Running)
-                    .program(Flavour::Debian),
-                RESOLVED,
-            ),
-            (
-                "a file by hand, a mount of a container",
-                file(BY_HAND),
-                FILE,
-            ),
-            ("an empty file", file(""), FILE),
-            ("no file", Facts::default(), FILE),
-            (
-                "WSL",
-                file("# This file was automatically generated by WSL.\nnameserver 172.22.0.1\n"),
-                FILE,
-            ),
-            (
-                "WSL, its symlink",
-                link("/mnt/wsl/resolv.conf", "nameserver 172.22.0.1\n"),
-                FILE,
-            ),
+            ("by hand, or a mount of a container", file(BY_HAND), FILE),
+            ("empty", file(""), FILE),
+            ("none", Facts::default(), FILE),
+            ("WSL", file(wsl), FILE),
+            ("WSL's symlink", link("/mnt/wsl/resolv.conf", wsl), FILE),
             ("a symlink to nowhere", link("nowhere", ""), FILE),
-        ] {
+        ]
+    }
+
+    fn debian(facts: Facts) -> Facts {
+        facts.program(Flavour::Debian)
+    }
+
+    /// The situations that other overlays met in the field.
+    #[test]
+    fn every_known_situation_has_its_owner() {
+        let all = [with_resolved(), with_network_manager(), with_files()];
+
+        for (situation, facts, owner) in all.concat() {
             assert_eq!(detect(&facts).owner, owner, "{situation}");
         }
     }
@@ -416,7 +367,7 @@ mod tests {
             Facts::default(),
             file(BY_HAND),
             link("/mnt/wsl/resolv.conf", BY_HAND),
-            file(STUB).resolved(Service::Running),
+            file(STUB).resolved(Running),
         ] {
             assert!(detect(&facts).why.contains("/etc/resolv.conf"), "{facts:?}");
         }

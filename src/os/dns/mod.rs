@@ -198,10 +198,13 @@ impl HostDns {
         }
         let mut had = self.revert_network_manager().await?;
         had |= resolvconf::revert().await?;
-        match self.file.revert()? {
-            Reverted::Nothing if had => Ok(Reverted::Restored),
-            reverted => Ok(reverted),
-        }
+        let reverted = self.file.revert()?;
+        let only_others = had && reverted == Reverted::Nothing;
+        Ok(if only_others {
+            Reverted::Restored
+        } else {
+            reverted
+        })
     }
 
     async fn revert_network_manager(&mut self) -> Result<bool, DnsError> {

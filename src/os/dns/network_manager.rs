@@ -74,8 +74,8 @@ pub(super) async fn look(bus: &Bus, own: &[IpAddr]) -> Result<Applied, BusError>
             let config = at(IP4, config.as_str());
             let servers =
                 bus.property::<Vec<BTreeMap<String, OwnedVariant>>>(config, "NameserverData");
-            let servers = servers.await?.into_iter().filter_map(address);
-            add(&mut found, servers, own);
+            let servers = servers.await?;
+            add(&mut found, servers.iter().filter_map(address), own);
             add_search(&mut found, bus, config).await?;
         }
         if let Ok(config) = bus
@@ -178,7 +178,7 @@ const fn at<'a>(interface: &'static str, path: &'a str) -> Object<'a> {
     }
 }
 
-fn address(data: BTreeMap<String, OwnedVariant>) -> Option<IpAddr> {
+fn address(data: &BTreeMap<String, OwnedVariant>) -> Option<IpAddr> {
     let text = String::try_from(data.get("address")?.clone()).ok()?;
     text.parse().ok()
 }

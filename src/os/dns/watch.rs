@@ -65,7 +65,7 @@ async fn run(told: Arc<Notify>, on_bus: bool) {
     let mut signals = subscribe(on_bus).await;
     loop {
         tokio::select! {
-            () = changed(files.as_mut()) => {}
+            () = changed(files.as_ref()) => {}
             // None when the bus ended.
             signal = signals.next(), if !signals.is_empty() => drop(signal),
         }
@@ -81,12 +81,12 @@ async fn run(told: Arc<Notify>, on_bus: bool) {
 }
 
 /// Waits for a change of the files; for ever where they cannot be watched.
-async fn changed(files: Option<&mut Files>) {
+async fn changed(files: Option<&Files>) {
     match files {
         Some(files) => {
             if let Err(error) = files.changed().await {
                 debug!(%error, "Cannot watch the DNS settings any more");
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
         None => std::future::pending().await,
@@ -212,7 +212,7 @@ impl Files {
     }
 
     /// Waits until something happens that concerns us.
-    async fn changed(&mut self) -> io::Result<()> {
+    async fn changed(&self) -> io::Result<()> {
         loop {
             self.ready.readable().await?;
             if self.is_changed()? {

@@ -77,7 +77,7 @@ impl fmt::Display for DnsState {
 pub struct DnsCheck {
     /// None where no node runs.
     pub node: Option<Dns>,
-    /// Who owns the host's DNS as the command itself finds, as in [`Dns`].
+    /// Who owns the host's DNS, as in [`Dns`]; without a node as the command itself finds, or `unknown`.
     pub owner: String,
     pub why: String,
     /// Whom `/etc/resolv.conf` names.
