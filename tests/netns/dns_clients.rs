@@ -152,7 +152,7 @@ fn every_client_finds_agents_and_everything_else() {
             let called = client.called;
             let look = |name: &str| lines(a, client.name, name);
             // AAAA and nothing else: there is no A record, and asking for one is no error.
-            assert_eq!(look(B), [there.clone()], "{called}");
+            assert_eq!(look(B), [there.as_str()], "{called}");
             assert_eq!(look("nobody.acme.agent"), [""; 0], "{called}");
             assert_eq!(look("www.example.com"), ["203.0.113.1"], "{called}");
             let names = lines(a, client.address, &there);

@@ -161,6 +161,7 @@ fn boots_for_dns(flavour: &str, script: &str) -> String {
     boots(
         &format!("dns-{flavour}"),
         &format!("echo {flavour} >/shared/flavour\n{dns}\n{script}"),
+        by_hand(),
     )
 }
 
