@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 const SECTION: &str = "1";
 
 /// What people type, below the page that shows it.
-pub(crate) const EXAMPLES: [(&str, &[&str]); 17] = [
+pub(crate) const EXAMPLES: [(&str, &[&str]); 19] = [
     (
         "agentnet",
         &[
@@ -24,6 +24,7 @@ pub(crate) const EXAMPLES: [(&str, &[&str]); 17] = [
         "agentnet-agent-revoke",
         &["agentnet agent revoke acme planner"],
     ),
+    ("agentnet-connect", &["agentnet connect worker:5432"]),
     (
         "agentnet-dev",
         &["agentnet dev --ip 10.77.0.1 --network acme --name a"],
@@ -61,6 +62,14 @@ pub(crate) const EXAMPLES: [(&str, &[&str]); 17] = [
         "agentnet-registry-init",
         &[
             "agentnet registry init --dir /var/lib/agentnet-registry --listen 10.0.0.5:8443 --url https://registry.example.org:8443",
+        ],
+    ),
+    (
+        "agentnet-serve",
+        &[
+            "agentnet serve tcp/8000",
+            "agentnet serve tcp/8000 --to 127.0.0.1:3000",
+            "agentnet serve tcp/5432 --to unix:/run/postgresql/.s.PGSQL.5432",
         ],
     ),
     (

@@ -2,6 +2,7 @@
 
 mod agent;
 mod client;
+mod connect;
 mod context;
 mod daemon;
 mod dev;
@@ -18,6 +19,7 @@ mod path;
 mod peers;
 mod ping;
 mod registry;
+mod serve;
 mod status;
 mod text;
 mod token;
@@ -59,6 +61,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::AgentArgs),
+    Connect(connect::ConnectArgs),
     Dev(dev::DevArgs),
     Dns(dns::DnsArgs),
     Down(down::DownArgs),
@@ -71,6 +74,7 @@ enum Command {
     Peers(peers::PeersArgs),
     Ping(ping::PingArgs),
     Registry(registry::RegistryArgs),
+    Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Token(token::TokenArgs),
     Trust(trust::TrustArgs),
@@ -144,8 +148,9 @@ impl Command {
         match self {
             Self::Gateway(args) => args.is_daemon(),
             Self::Registry(args) => args.is_daemon(),
-            Self::Dev(_) | Self::Up(_) => true,
+            Self::Dev(_) | Self::Serve(_) | Self::Up(_) => true,
             Self::Agent(_)
+            | Self::Connect(_)
             | Self::Dns(_)
             | Self::Down(_)
             | Self::Join(_)
@@ -168,6 +173,7 @@ impl Command {
 async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Agent(args) => args.run(context).await,
+        Command::Connect(args) => args.run(context).await,
         Command::Dev(args) => args.run(context).await,
         Command::Dns(args) => args.run(context).await,
         Command::Down(args) => args.run(context).await,
@@ -180,6 +186,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Peers(args) => args.run(context).await,
         Command::Ping(args) => args.run(context).await,
         Command::Registry(args) => args.run(context).await,
+        Command::Serve(args) => args.run(context).await,
         Command::Status(args) => args.run(context).await,
         Command::Token(args) => args.run(context).await,
         Command::Trust(args) => args.run(context).await,

@@ -14,6 +14,7 @@ pub mod random;
 pub mod realtime;
 pub mod route;
 pub mod spare;
+pub mod stdio;
 pub mod suspend;
 pub mod sysctl;
 pub mod timer;

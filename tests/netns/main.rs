@@ -41,6 +41,7 @@ mod process;
 mod relayed;
 mod revoke;
 mod routes;
+mod serve;
 mod services;
 mod site;
 mod stream;
