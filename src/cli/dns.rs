@@ -182,3 +182,56 @@ impl From<DnsError> for Failure {
         Self::of(exit, &error).hint(cure)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(search: &str, domain: &str) -> Dns {
+        Dns {
+            search: vec![search.to_owned()],
+            domains: vec![domain.to_owned()],
+            ..Dns::default()
+        }
+    }
+
+    /// The node may run as another user than who sets the host's DNS for it.
+    #[test]
+    fn root_takes_domains_from_a_node_and_nothing_else() {
+        let zone = "5.5.4.4.3.3.2.2.1.1.d.f.ip6.arpa";
+        assert!(wanted(&told("acme.agent", zone)).is_ok());
+
+        for strange in [
+            "acme.agent\nnameserver 192.0.2.1",
+            "acme.agent other.example",
+            "a,b",
+            "",
+            ".",
+            "agent.",
+            "[global-dns]",
+            &"a.".repeat(127),
+        ] {
+            assert!(wanted(&told(strange, zone)).is_err(), "{strange:?}");
+            assert!(wanted(&told("acme.agent", strange)).is_err(), "{strange:?}");
+        }
+    }
+
+    #[test]
+    fn every_mode_is_known_by_its_name() {
+        for (name, expected) in [
+            ("auto", DnsMode::Auto),
+            ("networkmanager", DnsMode::NetworkManager),
+            ("none", DnsMode::None),
+            ("resolv-conf", DnsMode::ResolvConf),
+            ("resolvconf", DnsMode::Resolvconf),
+            ("resolved", DnsMode::Resolved),
+            ("of a newer node", DnsMode::Auto),
+        ] {
+            let dns = Dns {
+                mode: name.to_owned(),
+                ..Dns::default()
+            };
+            assert_eq!(mode(&dns), expected);
+        }
+    }
+}

@@ -40,10 +40,6 @@ impl HostNames {
     /// folder of `socket`.
     pub(super) fn new(mode: DnsMode, state: &Path, socket: &Path) -> (Self, watch::Receiver<Dns>) {
         let is_off = mode == DnsMode::None;
-        let on_bus = matches!(
-            mode,
-            DnsMode::Auto | DnsMode::NetworkManager | DnsMode::Resolved
-        );
         let (told, seen) = watch::channel(Dns {
             mode: mode.as_str().to_owned(),
             owner: Owner::Nobody.to_string(),
@@ -54,9 +50,10 @@ impl HostNames {
             },
             ..Dns::default()
         });
+        let settings = HostDns::new(mode, state);
         let names = Self {
-            settings: HostDns::new(mode, state),
-            watch: (!is_off).then(|| Watch::start(on_bus)),
+            watch: (!is_off).then(|| settings.watch()),
+            settings,
             pace: Pace::default(),
             found: Found {
                 owner: Owner::Nobody,

@@ -94,6 +94,36 @@ fn a_new_lease_is_taken_up_and_ours_put_back() {
     });
 }
 
+/// A symlink is followed to where its keeper writes, which is not what the node replaced.
+#[test]
+fn what_a_symlink_leads_to_is_asked_when_it_changes() {
+    in_lab(|lab| {
+        lab.node_a.take().unwrap().stop();
+        let a = &lab.site.a;
+        let _first = nameserver(a, "192.0.2.53", "203.0.113.1");
+        let _second = nameserver(a, "192.0.2.54", "203.0.113.2");
+        let keeper = |server: &str| {
+            a.ok(&format!(
+                "echo 'nameserver {server}' > /run/keeper/new && mv /run/keeper/new /run/keeper/conf"
+            ));
+        };
+        a.ok("mkdir /run/keeper && ln -sf ../run/keeper/conf /etc/resolv.conf");
+        keeper("192.0.2.53");
+        let node = start_node_with(a, "");
+        assert!(finds(a, "www.example.com", "203.0.113.1"));
+
+        keeper("192.0.2.54");
+
+        wait_for("the new nameserver is asked", || {
+            finds(a, "www.example.org", "203.0.113.2")
+        });
+        assert!(finds(a, "a.acme.agent", &address(a)));
+        node.stop();
+        assert_eq!(a.ok("readlink /etc/resolv.conf"), "../run/keeper/conf");
+        assert_eq!(a.ok("cat /etc/resolv.conf"), "nameserver 192.0.2.54");
+    });
+}
+
 /// Two programs that fight over the file do not spin: the node gives up, and says so.
 #[test]
 fn a_fight_over_the_file_ends() {

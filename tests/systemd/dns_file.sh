@@ -16,6 +16,8 @@ node_is_found
 owner_is resolv-conf
 [ "$(stat -c '%U %a' /etc/resolv.conf)" = "root 644" ]
 finds www.example.com 198.51.100.7
+# What root puts back is what root kept.
+[ "$(stat -c '%U %a' /var/lib/agentnet-dns /var/lib/agentnet-dns/resolv-conf.json | tr '\n' ' ')" = "root 755 root 644 " ]
 
 lease 192.0.2.54
 until_so node_is_found

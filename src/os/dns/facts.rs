@@ -1,4 +1,4 @@
-//! Observes what [`detect`](super::detect) judges.
+//! Observes what [`detect()`](crate::os::dns::detect()) judges.
 
 use std::path::Path;
 

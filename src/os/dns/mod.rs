@@ -98,6 +98,15 @@ impl HostDns {
         }
     }
 
+    /// Begins to watch whatever says who owns the settings and what they are.
+    pub fn watch(&self) -> Watch {
+        let on_bus = match self.mode {
+            DnsMode::Auto | DnsMode::NetworkManager | DnsMode::Resolved => true,
+            DnsMode::None | DnsMode::ResolvConf | DnsMode::Resolvconf => false,
+        };
+        Watch::start(self.file.clone(), on_bus)
+    }
+
     /// Returns who owns the settings now.
     pub async fn find(&mut self) -> Result<Found, DnsError> {
         let set = |owner| Found {

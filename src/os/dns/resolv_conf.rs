@@ -116,6 +116,15 @@ impl ResolvConf {
         }
     }
 
+    /// Returns the files that say whom to forward to while ours stands at the path.
+    pub(super) fn sources(&self) -> Vec<PathBuf> {
+        let mut sources = vec![self.behind_stub.clone()];
+        if let Ok(Original::Symlink { target }) = self.without_us() {
+            sources.push(self.path.with_file_name("").join(target));
+        }
+        sources
+    }
+
     /// Restores the original, unless somebody else changed the file since.
     pub fn revert(&self) -> Result<Reverted, DnsError> {
         let (_, Some(kept)) = self.kept()? else {

@@ -1,11 +1,11 @@
 //! Notices that somebody changed the host's DNS settings, or restarted who keeps them.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, io};
 
 use futures_util::{StreamExt, stream::SelectAll};
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use zbus::{MatchRule, MessageStream};
 
 use crate::os::dns::bus::{Bus, DAEMON};
 use crate::os::dns::detect::Flavour;
+use crate::os::dns::resolv_conf::ResolvConf;
 use crate::os::dns::{RESOLV_CONF, network_manager, resolved};
 
 /// Writers truncate, write and rename: what they mean is known a moment later.
@@ -38,9 +39,9 @@ pub struct Watch {
 
 impl Watch {
     /// Begins to watch the files of all owners, and those on the system bus if `on_bus`.
-    pub fn start(on_bus: bool) -> Self {
+    pub(super) fn start(file: ResolvConf, on_bus: bool) -> Self {
         let told = Arc::new(Notify::new());
-        let task = tokio::spawn(run(Arc::clone(&told), on_bus)).abort_handle();
+        let task = tokio::spawn(run(Arc::clone(&told), file, on_bus)).abort_handle();
         Self { told, task }
     }
 
@@ -60,8 +61,8 @@ impl Drop for Watch {
     }
 }
 
-async fn run(told: Arc<Notify>, on_bus: bool) {
-    let mut files = Files::watch();
+async fn run(told: Arc<Notify>, file: ResolvConf, on_bus: bool) {
+    let mut files = Files::watch(&file);
     let mut signals = subscribe(on_bus).await;
     loop {
         tokio::select! {
@@ -72,7 +73,7 @@ async fn run(told: Arc<Notify>, on_bus: bool) {
         tokio::time::sleep(SETTLE).await;
         // Made anew each time, as files are replaced and symlinks led elsewhere; and before anybody looks, so that
         // nothing happens between the look and the watch.
-        files = Files::watch();
+        files = Files::watch(&file);
         if signals.is_empty() {
             signals = subscribe(on_bus).await;
         }
@@ -160,8 +161,8 @@ struct Files {
 
 impl Files {
     /// Watches all that may concern us; None where nothing can be watched.
-    fn watch() -> Option<Self> {
-        match Self::open() {
+    fn watch(file: &ResolvConf) -> Option<Self> {
+        match Self::open(file) {
             Ok(files) => Some(files),
             Err(error) => {
                 debug!(%error, "Cannot watch the DNS settings");
@@ -170,7 +171,7 @@ impl Files {
         }
     }
 
-    fn open() -> io::Result<Self> {
+    fn open(file: &ResolvConf) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let ready = Receiver::from_owned_fd_unchecked(inotify.as_fd().try_clone_to_owned()?)?;
         let mut files = Self {
@@ -179,10 +180,9 @@ impl Files {
             names: Vec::new(),
             whole: Vec::new(),
         };
-        let path = Path::new(RESOLV_CONF);
-        files.file(path);
-        if let Ok(target) = fs::read_link(path) {
-            files.file(&path.with_file_name("").join(target));
+        files.file(Path::new(RESOLV_CONF));
+        for source in file.sources() {
+            files.file(&source);
         }
         files.file(Path::new("/run/dbus"));
         files.file(Path::new(BUS));
@@ -235,7 +235,8 @@ impl Files {
                     .name
                     .as_ref()
                     .is_some_and(|name| self.names.contains(name));
-                is_named || self.whole.contains(&event.wd)
+                let is_lost = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
+                is_named || is_lost || self.whole.contains(&event.wd)
             })),
             Err(Errno::EAGAIN) => Ok(false),
             Err(error) => Err(error.into()),
