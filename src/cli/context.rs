@@ -9,6 +9,7 @@ use crate::cli::output::Output;
 use crate::config::{self, Flags, NodeConfig, NodeSettings};
 use crate::id::Suffix;
 use crate::os::paths;
+use crate::os::sandbox::{Enforced, SandboxError};
 
 /// What every command takes, as typed.
 #[derive(Args, Debug)]
@@ -65,6 +66,8 @@ pub(super) struct Context {
     socket: Option<PathBuf>,
     config: Option<PathBuf>,
     pub(super) verbose: u8,
+    /// What became of the rights that a daemon gives up; None for what gives up none.
+    pub(super) sandboxed: Option<Result<Enforced, SandboxError>>,
 }
 
 impl Context {
@@ -78,7 +81,13 @@ impl Context {
             socket: global.socket,
             config: global.config,
             verbose: global.verbose,
+            sandboxed: None,
         }
+    }
+
+    /// Returns the settings file that was named.
+    pub(super) fn named_config(&self) -> Option<PathBuf> {
+        self.config.clone()
     }
 
     /// Returns the settings file that was named, or the package's one of this name.

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::context::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::config::{LogFormat, LogLevel, LogSettings};
+use crate::os::sandbox::Enforced;
 
 /// Begins to log to standard error; `-v` and `-q` win over the settings.
 pub(super) fn start_log(settings: LogSettings, context: &Context) -> Result<(), Failure> {
@@ -30,7 +31,20 @@ pub(super) fn start_log(settings: LogSettings, context: &Context) -> Result<(), 
         LogFormat::Json => log.json().try_init(),
         LogFormat::Text => log.with_target(false).try_init(),
     };
-    started.map_err(|error| Failure::new(Exit::Failed, format!("cannot log: {error}")))
+    started.map_err(|error| Failure::new(Exit::Failed, format!("cannot log: {error}")))?;
+    match &context.sandboxed {
+        Some(Ok(Enforced::Whole)) | None => {}
+        Some(Ok(Enforced::Mostly)) => {
+            debug!("This kernel keeps fewer files from us than newer ones");
+        }
+        Some(Ok(Enforced::CapabilitiesOnly)) => {
+            info!(
+                "This kernel has no landlock (5.13): nothing but its user keeps files from the daemon"
+            );
+        }
+        Some(Err(error)) => warn!(%error, "The daemon runs with more rights than it needs"),
+    }
+    Ok(())
 }
 
 /// Returns a future that ends when the daemon is asked to stop; takes the signals at once.

@@ -17,7 +17,9 @@ use crate::gateway::rate::Rate;
 use crate::gateway::status::GatewayStatus;
 use crate::id::Did;
 use crate::node::gateway::{GatewayConfig, Plan, export, init, serve};
+use crate::node::sandbox::of_gateway;
 use crate::os::files;
+use crate::os::sandbox::Sandbox;
 use crate::statement::token::OperatorToken;
 
 /// Set up and run a gateway
@@ -76,6 +78,14 @@ struct InitArgs {
 impl GatewayArgs {
     pub(super) const fn is_daemon(&self) -> bool {
         matches!(self.command, GatewayCommand::Serve)
+    }
+
+    /// Returns what a gateway that serves keeps of its rights.
+    pub(super) fn sandbox(&self, context: &Context) -> Result<Option<Sandbox>, Failure> {
+        if !self.is_daemon() {
+            return Ok(None);
+        }
+        Ok(Some(of_gateway(&gateway_config(context)?)))
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {

@@ -37,6 +37,7 @@ use tokio::runtime::Builder;
 
 use crate::cli::context::{Context, Global};
 use crate::cli::failure::{Exit, Failure};
+use crate::os::sandbox::Sandbox;
 
 /// A virtual network card for AI agents: stable IPv6 address, name and encrypted, consented
 /// connectivity
@@ -119,7 +120,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let context = Context::new(cli.global);
+    let mut context = Context::new(cli.global);
+    // Of threads, so before the runtime makes any.
+    if let Some(mut sandbox) = cli.command.sandbox(&context)? {
+        sandbox.reads.extend(context.named_config());
+        context.sandboxed = Some(sandbox.enter());
+    }
     let mut runtime = if cli.command.is_daemon() {
         Builder::new_multi_thread()
     } else {
@@ -141,6 +147,31 @@ impl Command {
     /// Tells whether the command is a node and nothing else.
     const fn is_node(&self) -> bool {
         matches!(self, Self::Up(_))
+    }
+
+    /// Returns what a daemon keeps of its rights; None for what is none, or is for trying out.
+    fn sandbox(&self, context: &Context) -> Result<Option<Sandbox>, Failure> {
+        match self {
+            Self::Gateway(args) => args.sandbox(context),
+            Self::Registry(args) => args.sandbox(context),
+            Self::Up(args) => args.sandbox(context).map(Some),
+            Self::Agent(_)
+            | Self::Dev(_)
+            | Self::Down(_)
+            | Self::Join(_)
+            | Self::Leave(_)
+            | Self::Netcheck(_)
+            | Self::Network(_)
+            | Self::Path(_)
+            | Self::Peers(_)
+            | Self::Ping(_)
+            | Self::Status(_)
+            | Self::Token(_)
+            | Self::Trust(_)
+            | Self::Version(_)
+            | Self::Whois(_)
+            | Self::WireGuard(_) => Ok(None),
+        }
     }
 
     /// Tells whether the command runs until it is stopped.

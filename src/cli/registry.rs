@@ -10,8 +10,9 @@ use crate::cli::output::Show;
 use crate::config::{self, Flags, RegistryConfig, RegistrySettings};
 use crate::id::{Did, DomainId, DomainPrefix};
 use crate::os::files;
+use crate::os::sandbox::Sandbox;
 use crate::registry::init::{Initialised, Plan, init};
-use crate::registry::server::serve;
+use crate::registry::server::{sandbox, serve};
 
 /// Set up and run a domain's registry
 #[derive(Args, Debug)]
@@ -45,6 +46,16 @@ enum RegistryCommand {
 impl RegistryArgs {
     pub(super) const fn is_daemon(&self) -> bool {
         matches!(self.command, RegistryCommand::Serve { .. })
+    }
+
+    /// Returns what a registry that serves keeps of its rights.
+    pub(super) fn sandbox(&self, context: &Context) -> Result<Option<Sandbox>, Failure> {
+        match self.command {
+            RegistryCommand::Init { .. } => Ok(None),
+            RegistryCommand::Serve { .. } => {
+                Ok(Some(sandbox(&registry_config(context, Flags::default())?)))
+            }
+        }
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {

@@ -5,6 +5,8 @@ use crate::cli::daemon;
 use crate::cli::failure::Failure;
 use crate::config::{DnsMode, Flags, PathMode};
 use crate::node::daemon::run;
+use crate::node::sandbox::of_node;
+use crate::os::sandbox::Sandbox;
 
 /// Run the node: its agents' network devices, names and encrypted paths
 #[derive(Args, Debug)]
@@ -62,6 +64,10 @@ enum Way {
 }
 
 impl UpArgs {
+    pub(super) fn sandbox(&self, context: &Context) -> Result<Sandbox, Failure> {
+        Ok(of_node(&context.node_config(self.node.flags())?))
+    }
+
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         let config = context.node_config(self.node.flags())?;
         daemon::start_log(config.log, context)?;

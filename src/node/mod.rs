@@ -22,6 +22,7 @@ mod portmap;
 mod punch;
 pub mod resolver;
 mod running;
+pub mod sandbox;
 pub mod serve;
 pub mod store;
 mod suspend;

@@ -4,13 +4,16 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use nix::sys::stat::{Mode, umask};
+use nix::{
+    sys::stat::{Mode, umask},
+    unistd::geteuid,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -187,7 +190,8 @@ pub fn create_private(path: &Path, text: &str) -> Result<(), FileError> {
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let failed = FileError::write(path);
     let temporary = write_beside(path, bytes).map_err(&failed)?;
-    if let Err(error) = fs::rename(&temporary, path) {
+    let handed = hand_over(&temporary);
+    if let Err(error) = handed.and_then(|()| fs::rename(&temporary, path)) {
         // The first error is the one to tell.
         drop(fs::remove_file(&temporary));
         return Err(failed(error));
@@ -220,11 +224,29 @@ pub fn read_text_from(input: impl Read) -> io::Result<String> {
 
 /// Makes a folder and those above it, mode 0700; existing ones stay as they are.
 pub fn create_folder(path: &Path) -> Result<(), FileError> {
+    if path.is_dir() {
+        return Ok(());
+    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
+        .and_then(|()| hand_over(path))
         .map_err(FileError::write(path))
+}
+
+/// Gives what root made in somebody's folder to whom the folder belongs: a daemon that runs as another user
+/// must be able to read what a command of the administrator left for it.
+pub fn hand_over(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(folder.unwrap_or_else(|| Path::new(".")))?;
+    if owner.uid() == 0 {
+        return Ok(());
+    }
+    lchown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Keeps what this process creates from now on from everybody but its user, databases included.

@@ -14,6 +14,8 @@ use nix::{
 };
 use thiserror::Error;
 
+use crate::os::files::hand_over;
+
 /// Why a state directory cannot be taken.
 #[derive(Debug, Error)]
 pub enum LockError {
@@ -58,6 +60,7 @@ impl StateLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
+        hand_over(&path).map_err(failed)?;
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             Err((mut file, Errno::EWOULDBLOCK)) => {

@@ -13,6 +13,7 @@ pub mod portmap;
 pub mod random;
 pub mod realtime;
 pub mod route;
+pub mod sandbox;
 pub mod spare;
 pub mod stdio;
 pub mod suspend;

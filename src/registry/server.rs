@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use caps::Capability;
 use hyper_util::rt::TokioTimer;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use crate::config::RegistryConfig;
 use crate::os::clock;
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
+use crate::os::sandbox::Sandbox;
 use crate::os::tls::TlsError;
 use crate::registry::api::{App, AppParts, router};
 use crate::registry::init::{Files, host_of, load};
@@ -57,6 +59,15 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+}
+
+/// Returns what a registry keeps of its rights: its directory and ports.
+pub fn sandbox(config: &RegistryConfig) -> Sandbox {
+    Sandbox {
+        writes: vec![config.dir.clone()],
+        capabilities: vec![Capability::CAP_NET_BIND_SERVICE],
+        ..Sandbox::default()
+    }
 }
 
 /// Runs a registry until `shutdown` resolves; calls `ready` with its address once it listens.

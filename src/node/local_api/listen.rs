@@ -129,11 +129,7 @@ impl LocalListener {
             source,
         };
         make_room(path)?;
-        // Everybody may read status, so everybody may pass; existing folders stay as they are.
-        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-            fs::create_dir_all(folder).map_err(failed)?;
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        }
+        make_folder(path).map_err(failed)?;
         let listener = UnixListener::bind(path).map_err(failed)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(failed)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
@@ -167,6 +163,16 @@ impl LocalListener {
         let place = Arc::clone(places).try_acquire_owned().ok()?;
         Some((caller, place))
     }
+}
+
+/// Makes the folder of a socket: everybody may read status, so everybody may pass. An existing one stays as
+/// it is.
+pub(crate) fn make_folder(socket: &Path) -> io::Result<()> {
+    let Some(folder) = socket.parent().filter(|folder| !folder.exists()) else {
+        return Ok(());
+    };
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 /// Removes the file of a daemon that is no more.

@@ -28,6 +28,7 @@ use crate::wire::api::local::{
 };
 use crate::wire::api::problem::{Code, Problem};
 
+pub(crate) use listen::make_folder;
 pub use listen::{Caller, Held, LocalListener, SocketError};
 
 /// How long answers under way may take once the daemon stops; nobody may hold it up longer.

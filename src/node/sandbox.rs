@@ -1,0 +1,66 @@
+//! What a node and a gateway keep of their rights (docs/security.md): each its own files, the network, and
+//! nothing of what else is on the host.
+
+use std::path::Path;
+
+use caps::Capability;
+use tracing::debug;
+
+use crate::config::{DnsMode, NodeConfig};
+use crate::node::gateway::GatewayConfig;
+use crate::node::local_api;
+use crate::os::files;
+use crate::os::sandbox::Sandbox;
+
+/// Settings of devices: whether they carry IPv6.
+const NETWORK_SETTINGS: &str = "/proc/sys/net";
+
+/// Returns what a node keeps; its own folders are there afterwards.
+pub fn of_node(config: &NodeConfig) -> Sandbox {
+    let hints = config.search.hints.clone();
+    let proxy = config.wss.proxy_file.clone();
+    let socket = config.socket.parent().map(Path::to_owned);
+    let mut writes = vec![config.state.clone(), NETWORK_SETTINGS.into()];
+    writes.extend(socket);
+    match config.dns {
+        DnsMode::None => {}
+        DnsMode::ResolvConf => writes.push("/etc".into()),
+    }
+    prepare(&config.state, &config.socket);
+    let mut capabilities = vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
+    if config.dataplane.realtime {
+        capabilities.push(Capability::CAP_SYS_NICE);
+    }
+    Sandbox {
+        reads: hints.into_iter().chain(proxy).collect(),
+        writes,
+        capabilities,
+        runs_programs: false,
+    }
+}
+
+/// Returns what a gateway keeps.
+pub fn of_gateway(config: &GatewayConfig) -> Sandbox {
+    let settings = &config.settings;
+    let mut reads = settings.peering.files.clone();
+    reads.extend(settings.wss.certificate.clone());
+    reads.extend(settings.wss.key.clone());
+    Sandbox {
+        reads,
+        writes: vec![config.dir.clone()],
+        // The first to make the kernel keep a burst; it does without.
+        capabilities: vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE],
+        runs_programs: false,
+    }
+}
+
+/// Makes the folders that are to be written in: only what is there can be named. What fails here is told by
+/// whoever needs it.
+fn prepare(state: &Path, socket: &Path) {
+    if let Err(error) = files::create_folder(state) {
+        debug!(%error, "No state directory");
+    }
+    if let Err(error) = local_api::make_folder(socket) {
+        debug!(%error, "No folder for the socket");
+    }
+}
