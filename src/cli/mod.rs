@@ -156,7 +156,9 @@ impl Command {
             Self::Registry(args) => args.sandbox(context),
             Self::Up(args) => args.sandbox(context).map(Some),
             Self::Agent(_)
+            | Self::Connect(_)
             | Self::Dev(_)
+            | Self::Dns(_)
             | Self::Down(_)
             | Self::Join(_)
             | Self::Leave(_)
@@ -165,6 +167,7 @@ impl Command {
             | Self::Path(_)
             | Self::Peers(_)
             | Self::Ping(_)
+            | Self::Serve(_)
             | Self::Status(_)
             | Self::Token(_)
             | Self::Trust(_)

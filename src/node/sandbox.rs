@@ -4,13 +4,15 @@
 use std::path::Path;
 
 use caps::Capability;
+use nix::unistd::geteuid;
 use tracing::debug;
 
-use crate::config::{DnsMode, NodeConfig};
+use crate::config::NodeConfig;
 use crate::node::gateway::GatewayConfig;
 use crate::node::local_api;
+use crate::os::dns;
 use crate::os::files;
-use crate::os::sandbox::Sandbox;
+use crate::os::sandbox::{self, Sandbox};
 
 /// Settings of devices: whether they carry IPv6.
 const NETWORK_SETTINGS: &str = "/proc/sys/net";
@@ -22,11 +24,17 @@ pub fn of_node(config: &NodeConfig) -> Sandbox {
     let socket = config.socket.parent().map(Path::to_owned);
     let mut writes = vec![config.state.clone(), NETWORK_SETTINGS.into()];
     writes.extend(socket);
-    match config.dns {
-        DnsMode::None => {}
-        DnsMode::ResolvConf => writes.push("/etc".into()),
-    }
     prepare(&config.state, &config.socket);
+    let mut runs_programs = false;
+    if geteuid().is_root() {
+        let (folders, by_programs) = dns::needs(config.dns);
+        writes.extend(folders);
+        runs_programs = by_programs;
+        if sandbox::is_foreign(&config.state) {
+            // What is of root alone is kept beside it (os::dns).
+            writes.extend(config.state.parent().map(Path::to_owned));
+        }
+    }
     let mut capabilities = vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
     if config.dataplane.realtime {
         capabilities.push(Capability::CAP_SYS_NICE);
@@ -35,7 +43,7 @@ pub fn of_node(config: &NodeConfig) -> Sandbox {
         reads: hints.into_iter().chain(proxy).collect(),
         writes,
         capabilities,
-        runs_programs: false,
+        runs_programs,
     }
 }
 

@@ -126,7 +126,8 @@ fn narrow(set: CapSet, kept: &CapsHashSet) -> Result<(), CapsError> {
     caps::set(None, set, &left)
 }
 
-fn is_foreign(path: &Path) -> bool {
+/// Tells whether a file is another user's than root's.
+pub fn is_foreign(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.uid() != 0)
 }
 

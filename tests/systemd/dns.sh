@@ -52,19 +52,6 @@ node_is_ready() {
   agentnet network create acme $operator
   agentnet token create acme --name '*' --uses 9 --out /tmp/token
   agentnet join --token-file /tmp/token --name a
-  mkdir -p /run/systemd/system/agentnet.service.d
-  cat >/run/systemd/system/agentnet.service.d/dns.conf <<'UNIT'
-[Unit]
-Wants=agentnet-dns.path
-[Service]
-User=agentnet
-ProtectSystem=strict
-ExecStartPost=
-ExecStartPost=+/usr/bin/agentnet dns apply
-ExecStopPost=
-ExecStopPost=+/usr/bin/agentnet dns revert
-UNIT
-  systemctl daemon-reload
 }
 
 # The node runs as it should, and programs find it by name and address.

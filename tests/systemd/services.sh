@@ -19,6 +19,13 @@ agentnet join --token-file /tmp/token --name a
 
 # Ready means that the address and the name answer.
 systemctl start agentnet
+node=$(systemctl show -p MainPID --value agentnet)
+[ "$(ps -o user= -p "$node")" = agentnet ]
+# CAP_NET_ADMIN and CAP_NET_BIND_SERVICE, and no way to more.
+grep -q '^CapBnd:.*0000000000001400$' "/proc/$node/status"
+grep -q '^CapEff:.*0000000000001400$' "/proc/$node/status"
+grep -q '^NoNewPrivs:.*1$' "/proc/$node/status"
+if journalctl -u 'agentnet*' --no-pager | grep -E 'no landlock|more rights'; then exit 1; fi
 getent hosts a.acme.agent
 address=$(getent hosts a.acme.agent | cut -d' ' -f1)
 ping -6 -c 1 "$address"

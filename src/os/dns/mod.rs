@@ -79,6 +79,18 @@ pub fn nameservers() -> Vec<SocketAddr> {
     servers.iter().filter_map(resolv_conf::socket).collect()
 }
 
+/// Returns the folders in which root sets the host's DNS as `mode` says, and whether it runs programs for it.
+pub fn needs(mode: DnsMode) -> (Vec<PathBuf>, bool) {
+    let [etc, run] = ["/etc", "/run"].map(PathBuf::from);
+    match mode {
+        DnsMode::None | DnsMode::Resolved => (Vec::new(), false),
+        DnsMode::ResolvConf => (vec![etc], false),
+        DnsMode::NetworkManager => (vec![run], false),
+        DnsMode::Resolvconf => (vec![etc, run], true),
+        DnsMode::Auto => (vec![etc, run], resolvconf::flavour().is_some()),
+    }
+}
+
 /// The host's DNS settings, in the hands of whoever owns them.
 #[derive(Debug)]
 pub struct HostDns {
