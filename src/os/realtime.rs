@@ -5,18 +5,17 @@ use std::io;
 use nix::libc;
 
 /// The lowest of real-time priorities: before every ordinary thread, after whatever else runs so.
-const PRIORITY: libc::c_int = 1;
+static PRIORITY: libc::c_int = 1;
 
 /// Has the calling thread run before ordinary ones (SCHED_RR of sched(7)); what it starts does not.
 /// The kernel leaves others 5 % of the time even if it never waits (sched_rt_runtime_us).
 #[expect(unsafe_code, reason = "no library at hand offers this call")]
 pub fn go_first() -> io::Result<()> {
-    let parameters = libc::sched_param {
-        sched_priority: PRIORITY,
-    };
     let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: the call reads `parameters`, which outlives it, and 0 names the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    // The kernel itself is called, since musl's function refuses; its sched_param is the priority alone.
+    let call = libc::SYS_sched_setscheduler;
+    // SAFETY: the call reads `PRIORITY`, which is static, and 0 names the calling thread.
+    let result = unsafe { libc::syscall(call, 0, policy, &raw const PRIORITY) };
     if result == 0 {
         Ok(())
     } else {
