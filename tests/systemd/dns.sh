@@ -70,8 +70,10 @@ owner_is() {
   grep -q "\"owner\":\"$1\",\"why\":\"[^\"]*\",\"state\":\"applied\"" /tmp/dns.json
 }
 
-# killed: ends the node as a crash does, and keeps it from coming back.
+# killed: ends the node as a crash does, and keeps it from coming back; all that systemd does then is done.
 killed() {
+  printf '[Service]\nRestart=no\n' >/run/systemd/system/agentnet.service.d/once.conf
+  systemctl daemon-reload
   kill -9 "$(systemctl show -p MainPID --value agentnet)"
-  systemctl stop agentnet
+  until_so systemctl is-failed -q agentnet
 }
