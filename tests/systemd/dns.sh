@@ -72,6 +72,7 @@ owner_is() {
 
 # killed: ends the node as a crash does, and keeps it from coming back; all that systemd does then is done.
 killed() {
+  mkdir -p /run/systemd/system/agentnet.service.d
   printf '[Service]\nRestart=no\n' >/run/systemd/system/agentnet.service.d/once.conf
   systemctl daemon-reload
   kill -9 "$(systemctl show -p MainPID --value agentnet)"
