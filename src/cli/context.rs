@@ -103,6 +103,11 @@ impl Context {
             .map_or_else(|| paths::default_state(&env), Ok)?)
     }
 
+    /// Tells whether a state directory was named on the command line or in the environment.
+    pub(super) const fn has_state(&self) -> bool {
+        self.state.is_some()
+    }
+
     /// Returns the suffix that agents' names end in on this host.
     pub(super) fn suffix(&self) -> Result<Suffix, Failure> {
         Ok(self.settings(Flags::default())?.suffix)

@@ -24,6 +24,10 @@ pub(super) enum Exit {
     Denied = 3,
     NotFound = 4,
     Unreachable = 5,
+    /// `agentnet run` failed before its program could; these three are those of env(1).
+    NotRun = 125,
+    NotStartable = 126,
+    NoProgram = 127,
 }
 
 impl From<Exit> for ExitCode {
@@ -39,6 +43,8 @@ pub(super) struct Failure {
     /// Empty when there is nothing to tell.
     pub(super) what: String,
     pub(super) hint: Option<String>,
+    /// The cause as scripts tell it, where exit codes do not; never renamed.
+    pub(super) code: Option<&'static str>,
 }
 
 impl Failure {
@@ -47,6 +53,7 @@ impl Failure {
             exit,
             what: what.into(),
             hint: None,
+            code: None,
         }
     }
 

@@ -10,6 +10,7 @@ mod dns;
 mod down;
 mod failure;
 mod gateway;
+mod inside;
 mod join;
 mod leave;
 mod netcheck;
@@ -19,6 +20,7 @@ mod path;
 mod peers;
 mod ping;
 mod registry;
+mod run;
 mod serve;
 mod status;
 mod text;
@@ -37,6 +39,7 @@ use tokio::runtime::Builder;
 
 use crate::cli::context::{Context, Global};
 use crate::cli::failure::{Exit, Failure};
+use crate::os::namespace::{Ending, end_by};
 use crate::os::sandbox::Sandbox;
 
 /// A virtual network card for AI agents: stable IPv6 address, name and encrypted, consented
@@ -67,6 +70,8 @@ enum Command {
     Dns(dns::DnsArgs),
     Down(down::DownArgs),
     Gateway(gateway::GatewayArgs),
+    #[command(hide = true)]
+    Inside(inside::InsideArgs),
     Join(join::JoinArgs),
     Leave(leave::LeaveArgs),
     Netcheck(netcheck::NetcheckArgs),
@@ -75,6 +80,7 @@ enum Command {
     Peers(peers::PeersArgs),
     Ping(ping::PingArgs),
     Registry(registry::RegistryArgs),
+    Run(run::RunArgs),
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Token(token::TokenArgs),
@@ -111,7 +117,7 @@ pub fn main() -> ExitCode {
         }
     };
     match run(cli) {
-        Ok(()) => Exit::Done.into(),
+        Ok(ending) => ended(ending),
         Err(failure) => {
             output::complain(&failure);
             failure.exit.into()
@@ -119,19 +125,43 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+/// Ends as a program ended that was run for the caller.
+fn ended(ending: Ending) -> ExitCode {
+    match ending {
+        Ending::Exit(code) => code.into(),
+        Ending::Killed(signal) => {
+            end_by(signal);
+            // What shells say of it.
+            ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or_default()))
+        }
+        Ending::NotStarted(_) => Exit::NotStartable.into(),
+    }
+}
+
+fn run(cli: Cli) -> Result<Ending, Failure> {
     let mut context = Context::new(cli.global);
+    // These two begin without threads.
+    if let Command::Inside(args) = cli.command {
+        return args.execute().map(|()| Ending::Exit(0));
+    }
+    if let Command::Run(args) = cli.command {
+        return args.execute(&context);
+    }
     // Of threads, so before the runtime makes any.
     if let Some(mut sandbox) = cli.command.sandbox(&context)? {
         sandbox.reads.extend(context.named_config());
         context.sandboxed = Some(sandbox.enter());
     }
-    let mut runtime = if cli.command.is_daemon() {
+    run_in_tasks(cli.command, &context).map(|()| Ending::Exit(0))
+}
+
+fn run_in_tasks(command: Command, context: &Context) -> Result<(), Failure> {
+    let mut runtime = if command.is_daemon() {
         Builder::new_multi_thread()
     } else {
         Builder::new_current_thread()
     };
-    if cli.command.is_node() {
+    if command.is_node() {
         // All data but that of the relay passes another thread; more of these would only wake each
         // other up.
         runtime.worker_threads(1);
@@ -140,7 +170,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Exit::Failed, format!("cannot start: {e}")))?;
-    runtime.block_on(dispatch(cli.command, &context))
+    runtime.block_on(dispatch(command, context))
 }
 
 impl Command {
@@ -160,6 +190,7 @@ impl Command {
             | Self::Dev(_)
             | Self::Dns(_)
             | Self::Down(_)
+            | Self::Inside(_)
             | Self::Join(_)
             | Self::Leave(_)
             | Self::Netcheck(_)
@@ -167,6 +198,7 @@ impl Command {
             | Self::Path(_)
             | Self::Peers(_)
             | Self::Ping(_)
+            | Self::Run(_)
             | Self::Serve(_)
             | Self::Status(_)
             | Self::Token(_)
@@ -187,6 +219,7 @@ impl Command {
             | Self::Connect(_)
             | Self::Dns(_)
             | Self::Down(_)
+            | Self::Inside(_)
             | Self::Join(_)
             | Self::Leave(_)
             | Self::Netcheck(_)
@@ -194,6 +227,7 @@ impl Command {
             | Self::Path(_)
             | Self::Peers(_)
             | Self::Ping(_)
+            | Self::Run(_)
             | Self::Status(_)
             | Self::Token(_)
             | Self::Trust(_)
@@ -212,6 +246,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Dns(args) => args.run(context).await,
         Command::Down(args) => args.run(context).await,
         Command::Gateway(args) => args.run(context).await,
+        Command::Inside(args) => args.execute(),
         Command::Join(args) => args.run(context).await,
         Command::Leave(args) => args.run(context).await,
         Command::Netcheck(args) => args.run(context).await,
@@ -220,6 +255,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Peers(args) => args.run(context).await,
         Command::Ping(args) => args.run(context).await,
         Command::Registry(args) => args.run(context).await,
+        Command::Run(args) => args.execute(context).map(drop),
         Command::Serve(args) => args.run(context).await,
         Command::Status(args) => args.run(context).await,
         Command::Token(args) => args.run(context).await,

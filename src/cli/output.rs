@@ -82,6 +82,10 @@ pub(super) fn complain(failure: &Failure) {
         text.push_str("\n  hint: ");
         text.push_str(hint);
     }
+    if let Some(code) = failure.code {
+        text.push_str("\n  code: ");
+        text.push_str(code);
+    }
     // Nobody is left to tell when standard error is gone too.
     drop(writeln!(io::stderr(), "{text}"));
 }

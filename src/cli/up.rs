@@ -52,7 +52,7 @@ enum Dns {
 
 /// What --path may say.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Way {
+pub(super) enum Way {
     /// The best: directly where the networks between allow it, else by the gateway
     Auto,
     /// Data directly or not at all
@@ -61,6 +61,18 @@ enum Way {
     Hidden,
     /// By the gateway only
     Relay,
+}
+
+impl Way {
+    /// Returns how settings write it.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => PathMode::Auto.as_str(),
+            Self::Direct => PathMode::Direct.as_str(),
+            Self::Hidden => PathMode::Hidden.as_str(),
+            Self::Relay => PathMode::Relay.as_str(),
+        }
+    }
 }
 
 impl UpArgs {
@@ -89,13 +101,7 @@ impl NodeFlags {
             Dns::Resolved => DnsMode::Resolved.as_str(),
         });
         flags.set("dns.mode", mode);
-        let path = self.path.map(|way| match way {
-            Way::Auto => PathMode::Auto.as_str(),
-            Way::Direct => PathMode::Direct.as_str(),
-            Way::Hidden => PathMode::Hidden.as_str(),
-            Way::Relay => PathMode::Relay.as_str(),
-        });
-        flags.set("path.mode", path);
+        flags.set("path.mode", self.path.map(Way::as_str));
         flags.set("udp.port", self.port.map(i64::from));
         flags
     }

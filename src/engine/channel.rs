@@ -282,6 +282,14 @@ impl ChannelAgent {
         }
     }
 
+    /// Takes that the peer has none of the channels made before `since`.
+    pub(crate) fn forget(&mut self, since: Instant) {
+        let lost = self.live.extract_if(.., |live| live.made < since);
+        for id in lost.map(|live| live.id).collect::<Vec<_>>() {
+            self.end(id);
+        }
+    }
+
     /// Takes how many bytes went either way.
     pub(crate) fn handle_bytes(&mut self, bytes: u64, now: Instant) {
         self.bytes = self.bytes.saturating_add(bytes);

@@ -27,4 +27,11 @@ impl<'a> Kept<'a> {
             left,
         }
     }
+
+    /// Adds agents that are kept elsewhere.
+    #[must_use]
+    pub fn with(mut self, more: &'a [Membership]) -> Self {
+        self.memberships.extend(more);
+        self
+    }
 }

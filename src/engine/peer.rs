@@ -391,6 +391,10 @@ impl Peer {
         let is_data = !is_control(&packet);
         if is_data {
             self.counted = self.counted.wrapping_add(1);
+            // A channel would carry it, if the peer had not lost those before the session.
+            if let Some(made) = self.stats.last_handshake {
+                self.channel.forget(made);
+            }
         }
         self.path.handle_authenticated(from, is_data, now);
         PeerOutput::Packet(from, packet)

@@ -10,7 +10,7 @@ use crate::os::route::{RouteError, Routing};
 use crate::os::tun::{self, TunError};
 
 /// MTU of the TUN; the data plane cuts packets to what each path carries (protocol.md section 8).
-const MTU: u16 = 8920; // bytes: an underlay of 9000 carries it directly, over IPv6 too
+pub(super) const MTU: u16 = 8920; // bytes: an underlay of 9000 carries it directly, over IPv6 too
 
 /// Why an agent has no network device.
 #[derive(Debug, Error)]
@@ -19,6 +19,8 @@ pub enum DeviceError {
     Tun(#[from] TunError),
     #[error(transparent)]
     Route(#[from] RouteError),
+    #[error("cannot answer names in the program's namespace: {0}")]
+    Names(#[source] std::io::Error),
     #[error("cannot watch the network device: {0}")]
     Watch(#[source] std::io::Error),
     #[error(transparent)]

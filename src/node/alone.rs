@@ -44,11 +44,28 @@ pub async fn join(
     name: Option<MemberName>,
     now: UnixTime,
 ) -> Result<Joined, AloneError> {
+    let membership = enter(config, token, name, now).await?;
+    Ok(join::joined(&membership, false)?)
+}
+
+/// Joins a network by `token`, keeps the agent in the node's state and returns it.
+pub(super) async fn enter(
+    config: &NodeConfig,
+    token: &JoinToken,
+    name: Option<MemberName>,
+    now: UnixTime,
+) -> Result<Membership, AloneError> {
     let (store, state) = Store::open(&config.state)?;
     let membership = join::join(token, name, &config.suffix, &state, now).await?;
-    let answer = join::joined(&membership, false)?;
-    join::keep(&store, state, membership)?;
-    Ok(answer)
+    join::keep(&store, state, membership.clone())?;
+    Ok(membership)
+}
+
+/// Returns the agent that is called so, or the only one.
+pub(super) fn find(config: &NodeConfig, agent: Option<&str>) -> Result<Membership, AloneError> {
+    let (_store, mut state) = Store::open(&config.state)?;
+    let index = choose(&state.memberships, agent)?;
+    Ok(state.memberships.swap_remove(index))
 }
 
 /// Leaves the network of `agent`, or of the only one; its key is kept for when it comes back.

@@ -382,6 +382,11 @@ impl Node {
         token: &JoinToken,
         name: Option<MemberName>,
     ) -> Result<Joined, Problem> {
+        if self.is_private {
+            let mut problem = Problem::with(Code::Forbidden, "this node runs for one program");
+            "name another state directory with --state DIR".clone_into(&mut problem.hint);
+            return Err(problem);
+        }
         let state = self.handle.call(|core| core.engine.state()).await?;
         let membership = join::join(token, name, &self.suffix, &state, clock::unix()).await?;
         let joined = join::joined(&membership, true)?;

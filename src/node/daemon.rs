@@ -2,43 +2,44 @@
 
 mod naming;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, os::unix::net::UnixListener, sync::Arc, time::Duration,
+};
 
 use thiserror::Error;
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
-    task::{AbortHandle, JoinHandle},
+    sync::{Notify, mpsc, watch},
+    task::{AbortHandle, JoinSet},
 };
 use tracing::{error, info, warn};
 
-use crate::config::{
-    DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, PathSettings, SuiteChoice,
-};
-use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
-use crate::engine::{Engine, membership::Membership, path::Mode};
+use crate::config::{NodeConfig, SearchSettings};
+use crate::dataplane::{self, Realm};
+use crate::engine::membership::{Membership, State};
 use crate::id::{OverlayIp, Suffix};
 use crate::node::carriers::{self, Carriers};
 use crate::node::{
     agent::{self, DeviceError},
-    driver::{self, Core, Handle, Stopped, now},
+    driver::{self, Core, HOST, Handle, Stopped, now},
     gateways,
     host_dns::HostNames,
-    local_api::{self, SocketError},
+    lent::{self, Lent},
+    local_api::{self, LocalListener, SocketError},
     network, portmap,
     resolver::Resolver,
     running::{Change, Facts, Node},
+    settle,
     store::{Store, StoreError},
     suspend,
     sync::{Link, Sync},
 };
 use crate::os::{
-    clock, cpu,
+    clock,
     dns::DnsError,
     random,
     timer::Alarm,
     udp::{self, UdpError, UdpPort},
 };
-use crate::wire::channel::{Suite, Suites};
 
 /// Agents of one node, and so gateways that may have to be looked up at once.
 const MAX_AGENTS: usize = 1024;
@@ -83,7 +84,23 @@ struct Running {
     facts: Facts,
     resolver: Option<Resolver>,
     registry: AbortHandle,
+    /// Where its device is.
+    realm: Realm,
+    /// What answers names there, if that is not the host.
+    apart: Vec<Resolver>,
 }
+
+/// The one program that a node runs for, and its agent.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) local: OverlayIp,
+    pub(super) lent: Lent,
+    /// Where the program reaches the local API; None where it does not.
+    pub(super) api: Option<UnixListener>,
+}
+
+/// Where the program of a node of its own is.
+const GUEST: Realm = Realm(1);
 
 /// Everything the daemon keeps.
 struct Daemon {
@@ -106,26 +123,35 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce() + Send,
 ) -> Result<(), DaemonError> {
-    let (store, state) = Store::open(&config.state)?;
-    let listener = local_api::bind(&config.socket)?;
+    run_for(None, config, shutdown, ready).await
+}
+
+/// Does what [`run`] does; for a guest, if there is one, and no other agent.
+pub(super) async fn run_for(
+    guest: Option<Guest>,
+    config: NodeConfig,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce() + Send,
+) -> Result<(), DaemonError> {
+    let (store, mut state) = Store::open(&config.state)?;
+    let parked = park(&mut state, guest.as_ref());
+    let mut listeners = vec![local_api::bind(&config.socket)?];
     let udp = udp::bind_shared(config.port, dataplane::SOCKETS)?;
     let port = udp.first().map_or(Ok(config.port), UdpPort::port);
     let port = port.map_err(DaemonError::Dataplane)?;
-    let (plane, worker) = start_workers(&config, udp)?;
+    let (plane, worker) = settle::start_workers(&config, udp).map_err(DaemonError::Dataplane)?;
     let (handle, jobs) = driver::channel();
     let (lookups, wanted) = mpsc::channel(MAX_AGENTS);
     let memberships = state.memberships.clone();
     let mut core = Core::new(store, state, random::seed(), plane, lookups);
-    settle(&mut core.engine, &config);
+    settle::engine(&mut core.engine, &config);
+    core.park(parked);
     let lost = make_carriers(&config, &mut core)?;
     let device_lost = core.device_lost();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
-    let lookups = tokio::spawn(gateways::run(handle.clone(), wanted, config.search));
-    let lost = tokio::spawn(carriers::follow(handle.clone(), lost));
-    let network = tokio::spawn(network::follow(handle.clone(), port));
-    let suspend = tokio::spawn(suspend::follow(handle.clone()));
-    let mapping = portmap::keep(handle.clone(), port, wants_mapping(&config.path));
+    let followers = follow(&handle, port, (wanted, config.search), lost);
+    let mapping = portmap::keep(handle.clone(), port, settle::wants_mapping(&config.path));
     let (facts, seen) = watch::channel(BTreeMap::new());
     let (names, dns) = HostNames::new(config.dns, &config.state, &config.socket);
     let (changes, mut asked) = mpsc::channel(MAX_CHANGES);
@@ -138,6 +164,7 @@ pub async fn run(
         sent: Arc::new(Notify::new()),
         suffix: config.suffix.clone(),
         changes,
+        is_private: guest.is_some(),
         facts: seen,
         mapped: mapping.told.clone(),
     });
@@ -152,19 +179,16 @@ pub async fn run(
         sent: Arc::clone(&node.sent),
         device_lost,
     };
-    let mut up = daemon.bring_up(memberships).await;
+    let mut up = daemon.bring_up(memberships, guest, &mut listeners).await;
     if up.is_ok() {
-        let (stopping, stopped) = oneshot::channel::<()>();
-        let ended = async { drop(stopped.await) };
-        let api = tokio::spawn(local_api::serve(listener, Arc::clone(&node) as _, ended));
+        let (stopping, stopped) = watch::channel(());
+        let api = serve_api(listeners, &node, &stopped);
         ready();
         up = daemon.serve(shutdown, &node.stop, &mut asked).await;
         drop(stopping);
         wait_for_api(api).await;
     }
-    for task in [lookups, lost, network, suspend] {
-        task.abort();
-    }
+    drop(followers);
     daemon.take_down().await;
     mapping.end().await;
     drop(node);
@@ -177,12 +201,45 @@ pub async fn run(
     up
 }
 
-/// Has the engine work as the settings say.
-fn settle(engine: &mut Engine, config: &NodeConfig) {
-    engine.set_path_mode(path_mode(config.path.mode), now());
-    engine.set_stun_servers(&config.path.stun, now());
-    engine.set_suites(suites(config.suite));
-    engine.set_frame_ids(dataplane::frame_ids);
+/// Starts what follows the world for the engine; it ends when this is dropped.
+fn follow(
+    handle: &Handle,
+    port: u16,
+    (wanted, search): (mpsc::Receiver<OverlayIp>, SearchSettings),
+    lost: mpsc::Receiver<SocketAddr>,
+) -> JoinSet<()> {
+    let mut followers = JoinSet::new();
+    followers.spawn(gateways::run(handle.clone(), wanted, search));
+    followers.spawn(carriers::follow(handle.clone(), lost));
+    followers.spawn(network::follow(handle.clone(), port));
+    followers.spawn(suspend::follow(handle.clone()));
+    followers
+}
+
+/// Takes those agents out that are not to run beside a guest.
+fn park(state: &mut State, guest: Option<&Guest>) -> Vec<Membership> {
+    let Some(guest) = guest else {
+        return Vec::new();
+    };
+    let all = std::mem::take(&mut state.memberships);
+    let is_guest = |m: &Membership| m.address() == Some(guest.local);
+    let (running, parked) = all.into_iter().partition(is_guest);
+    state.memberships = running;
+    parked
+}
+
+/// Serves the local API at each of the listeners until the sender of `stopped` is dropped.
+fn serve_api(
+    listeners: Vec<LocalListener>,
+    node: &Arc<Node>,
+    stopped: &watch::Receiver<()>,
+) -> JoinSet<std::io::Result<()>> {
+    let serve = |listener| {
+        let mut stopped = stopped.clone();
+        let ended = async move { while stopped.changed().await.is_ok() {} };
+        local_api::serve(listener, Arc::clone(node) as _, ended)
+    };
+    listeners.into_iter().map(serve).collect()
 }
 
 /// Makes what reaches gateways where UDP does not; returns what tells of lost connections.
@@ -197,61 +254,45 @@ fn make_carriers(
     Ok(lost)
 }
 
-/// Tells whether the router is to be asked: peers are told no address of ours in the other modes.
-pub(super) const fn wants_mapping(path: &PathSettings) -> bool {
-    matches!(path.mode, PathMode::Auto | PathMode::Direct) && path.port_mapping
-}
-
-const fn path_mode(mode: PathMode) -> Mode {
-    match mode {
-        PathMode::Auto => Mode::Auto,
-        PathMode::Direct => Mode::Direct,
-        PathMode::Hidden => Mode::Hidden,
-        PathMode::Relay => Mode::Relay,
-    }
-}
-
-fn start_workers(
-    config: &NodeConfig,
-    udp: Vec<UdpPort>,
-) -> Result<(DataplaneHandle, mpsc::Receiver<FromWorker>), DaemonError> {
-    if !config.offload {
-        udp.iter().for_each(UdpPort::forbid_offload);
-    }
-    let started = dataplane::start(DataplaneConfig {
-        udp,
-        workers: workers(config.dataplane),
-        is_realtime: config.dataplane.realtime,
-    });
-    started.map_err(DaemonError::Dataplane)
-}
-
-fn workers(settings: DataplaneSettings) -> usize {
-    let most = usize::from(MAX_WORKERS);
-    let wanted = settings.workers.map(usize::from);
-    wanted.unwrap_or_else(cpu::count).clamp(1, most)
-}
-
-fn suites(choice: SuiteChoice) -> Suites {
-    match choice {
-        SuiteChoice::Auto if cpu::has_aes() => {
-            Suites::of(&[Suite::Aes256Gcm, Suite::ChaCha20Poly1305])
+async fn wait_for_api(mut api: JoinSet<std::io::Result<()>>) {
+    while let Some(ended) = api.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(failed)) => warn!(%failed, "Local API failed"),
+            Err(failed) => error!(%failed, "Local API failed"),
         }
-        SuiteChoice::Auto | SuiteChoice::ChaCha20Poly1305 => Suites::of(&[Suite::ChaCha20Poly1305]),
-        SuiteChoice::Off => Suites::NONE,
     }
 }
 
-async fn wait_for_api(api: JoinHandle<std::io::Result<()>>) {
-    match api.await {
-        Ok(Ok(())) => {}
-        Ok(Err(failed)) => warn!(%failed, "Local API failed"),
-        Err(failed) => error!(%failed, "Local API failed"),
+impl Running {
+    /// Tells whether programs of the host can use the agent.
+    fn is_on_host(&self) -> bool {
+        self.realm == HOST && self.facts.device.is_some()
+    }
+
+    /// Ends what keeps the agent in touch with others.
+    async fn end(self) {
+        self.registry.abort();
+        for resolver in self.resolver.into_iter().chain(self.apart) {
+            resolver.stop().await;
+        }
     }
 }
 
 impl Daemon {
-    async fn bring_up(&mut self, memberships: Vec<Membership>) -> Result<(), DaemonError> {
+    async fn bring_up(
+        &mut self,
+        memberships: Vec<Membership>,
+        guest: Option<Guest>,
+        listeners: &mut Vec<LocalListener>,
+    ) -> Result<(), DaemonError> {
+        if let Some(guest) = guest {
+            for membership in memberships {
+                self.start(guest.local, membership, None).await?;
+            }
+            listeners.extend(guest.api.map(LocalListener::of).transpose()?);
+            return self.take_in(guest.local, guest.lent, GUEST).await;
+        }
         let is_only = memberships.len() == 1;
         for membership in memberships {
             let Some(local) = membership.address() else {
@@ -269,6 +310,25 @@ impl Daemon {
             self.start(local, membership, device).await?;
         }
         self.renew_names().await
+    }
+
+    /// Has an agent live in a program's namespace.
+    async fn take_in(
+        &mut self,
+        local: OverlayIp,
+        lent: Lent,
+        realm: Realm,
+    ) -> Result<(), DaemonError> {
+        let Some(running) = self.running.get_mut(&local) else {
+            return Ok(());
+        };
+        let who = (&running.membership, &self.suffix);
+        let taken = lent::take_in(&self.handle, who, (local, realm), lent).await?;
+        running.facts.device = Some(taken.0);
+        running.apart = taken.1;
+        running.realm = realm;
+        self.publish_facts();
+        Ok(())
     }
 
     async fn serve(
@@ -334,6 +394,11 @@ impl Daemon {
     async fn restore_devices(&mut self) -> Result<(), Stopped> {
         let lost = self.handle.call(|core| core.lost_devices()).await?;
         for local in lost {
+            let running = self.running.get(&local);
+            if running.is_some_and(|running| running.realm != HOST) {
+                // It went with its program.
+                continue;
+            }
             match agent::bring_up(&self.handle, local, self.offload).await {
                 Ok(device) => {
                     if let Some(running) = self.running.get_mut(&local) {
@@ -368,10 +433,7 @@ impl Daemon {
     async fn remove(&mut self, local: OverlayIp) -> Option<Membership> {
         // One whose device could not be made is a member all the same, and may leave.
         if let Some(gone) = self.running.remove(&local) {
-            gone.registry.abort();
-            if let Some(resolver) = gone.resolver {
-                resolver.stop().await;
-            }
+            gone.end().await;
         }
         let removed = self.handle.call(move |core| {
             core.close_outbox(local);
@@ -420,6 +482,8 @@ impl Daemon {
                 facts,
                 resolver: None,
                 registry,
+                realm: HOST,
+                apart: Vec::new(),
             },
         );
         self.publish_facts();
@@ -432,10 +496,7 @@ impl Daemon {
             resolver.stop().await;
         }
         for (_, running) in std::mem::take(&mut self.running) {
-            running.registry.abort();
-            if let Some(resolver) = running.resolver {
-                resolver.stop().await;
-            }
+            running.end().await;
         }
         info!("Stopped");
     }

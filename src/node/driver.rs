@@ -13,7 +13,11 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::{
     DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
 };
-use crate::engine::{Engine, Event, Time, Travel, membership::State, path::Path};
+use crate::engine::{
+    Engine, Event, Time, Travel,
+    membership::{Membership, State},
+    path::Path,
+};
 use crate::id::OverlayIp;
 use crate::node::carriers::Carriers;
 use crate::node::punch::Punches;
@@ -27,7 +31,7 @@ const MAX_JOBS: usize = 256;
 /// Messages of a worker handled before the timers get their turn.
 const BURST: usize = 64;
 
-/// The host's own network namespace; all devices of the daemon are in it.
+/// The host's own network namespace, where devices are unless a program has its own.
 pub(super) const HOST: Realm = Realm(0);
 
 /// The daemon is stopping, and its engine is no more.
@@ -98,6 +102,10 @@ pub struct Core {
     /// None where gateways are reached by UDP alone.
     carriers: Option<Carriers>,
     punches: Punches,
+    /// Where agents live whose device is not in the host's own namespace.
+    realms: BTreeMap<OverlayIp, Realm>,
+    /// Agents that are kept and do not run.
+    parked: Vec<Membership>,
 }
 
 impl std::fmt::Debug for Core {
@@ -132,6 +140,8 @@ impl Core {
             device_lost: Arc::new(Notify::new()),
             carriers: None,
             punches,
+            realms: BTreeMap::new(),
+            parked: Vec::new(),
         }
     }
 
@@ -173,6 +183,21 @@ impl Core {
     /// Tells whether somebody took the device of `local` away.
     pub fn has_lost_device(&self, local: OverlayIp) -> bool {
         self.lost_devices.contains(&local)
+    }
+
+    /// Keeps agents that are not to run.
+    pub fn park(&mut self, agents: Vec<Membership>) {
+        self.parked = agents;
+    }
+
+    /// Takes that the device of `local` is in the namespace `realm` from now on.
+    pub fn set_realm(&mut self, local: OverlayIp, realm: Realm) {
+        if realm == HOST {
+            self.realms.remove(&local);
+        } else {
+            self.realms.insert(local, realm);
+        }
+        self.publish();
     }
 
     /// Returns the data plane.
@@ -297,7 +322,8 @@ impl Core {
     }
 
     fn save(&mut self) {
-        let saved = tokio::task::block_in_place(|| self.store.save(&self.engine.kept()));
+        let saved =
+            tokio::task::block_in_place(|| self.store.save(&self.engine.kept().with(&self.parked)));
         match saved {
             Ok(()) => self.unsaved = None,
             Err(failed) => {
@@ -310,9 +336,14 @@ impl Core {
     fn publish(&mut self) {
         self.epoch += 1;
         let peers = self.engine.tables().into_iter();
+        let realm = |local| self.realms.get(&local).copied().unwrap_or(HOST);
         let tables = Tables {
             epoch: self.epoch,
-            locals: self.engine.locals().map(|local| (local, HOST)).collect(),
+            locals: self
+                .engine
+                .locals()
+                .map(|local| (local, realm(local)))
+                .collect(),
             hidden: self.engine.hidden().collect(),
             peers: peers
                 .map(|(local, peer, inbound)| (Pair { local, peer }, PeerEntry { inbound }))
@@ -417,7 +448,7 @@ mod tests {
     use super::*;
     use crate::dataplane::{self, DataplaneConfig};
     use crate::engine::{
-        membership::{Membership, Outgoing},
+        membership::Outgoing,
         testing::{NOW, membership},
     };
     use crate::os::udp;

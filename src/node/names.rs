@@ -9,16 +9,29 @@ use crate::node::{
 /// Finds names in the engine, for the agents of this host.
 ///
 /// Programs in one network namespace can use each of its agents' addresses, so they may see what
-/// any of those agents may see; the agent whose resolver was asked comes first.
+/// any of those agents may see; the agent whose resolver was asked comes first. A program in a
+/// namespace of its own sees what its agent may see.
 #[derive(Debug)]
 pub(super) struct Names {
     handle: Handle,
+    is_shared: bool,
 }
 
 impl Names {
     /// Makes a directory over the engine behind `handle`.
     pub(super) const fn new(handle: Handle) -> Self {
-        Self { handle }
+        Self {
+            handle,
+            is_shared: true,
+        }
+    }
+
+    /// Makes a directory of what the asking agent alone may see.
+    pub(super) const fn of_one(handle: Handle) -> Self {
+        Self {
+            handle,
+            is_shared: false,
+        }
     }
 }
 
@@ -26,8 +39,10 @@ impl Names {
 impl Directory for Names {
     async fn by_name(&self, asker: OverlayIp, name: &FullName) -> Found {
         let name = name.clone();
+        let is_shared = self.is_shared;
         let found = self.handle.call(move |core| {
-            let others = core.engine.locals().filter(|local| *local != asker);
+            let others = core.engine.locals();
+            let others = others.filter(|local| is_shared && *local != asker);
             let askers = std::iter::once(asker).chain(others).collect::<Vec<_>>();
             askers
                 .into_iter()
@@ -41,8 +56,10 @@ impl Directory for Names {
     }
 
     async fn by_address(&self, asker: OverlayIp, address: OverlayIp) -> Option<FullName> {
+        let is_shared = self.is_shared;
         let found = self.handle.call(move |core| {
-            let others = core.engine.locals().filter(|local| *local != asker);
+            let others = core.engine.locals();
+            let others = others.filter(|local| is_shared && *local != asker);
             let mut askers = std::iter::once(asker).chain(others);
             askers.find_map(|asker| core.engine.by_address(asker, address))
         });

@@ -106,6 +106,15 @@ impl Resolver {
             ));
         }
         let (udp, tcp) = bind(settings.listen).await?;
+        Self::serve(settings, (udp, tcp), directory)
+    }
+
+    /// Answers at sockets that were opened elsewhere, from now on; `settings.listen` is not looked at.
+    pub fn serve(
+        settings: Settings,
+        (udp, tcp): (UdpSocket, TcpListener),
+        directory: Arc<dyn Directory>,
+    ) -> io::Result<Self> {
         let local = udp.local_addr()?;
         let (rules, current) = watch::channel(Rules::new(settings.zone, settings.upstream, local));
         let work = Arc::new(Work {

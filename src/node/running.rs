@@ -47,6 +47,8 @@ pub(super) struct Node {
     pub(super) sent: Arc<Notify>,
     pub(super) suffix: Suffix,
     pub(super) changes: mpsc::Sender<Change>,
+    /// Whether the node runs for one program, and no agent is to join.
+    pub(super) is_private: bool,
     pub(super) facts: watch::Receiver<BTreeMap<OverlayIp, Facts>>,
     /// What the host's router does for us.
     pub(super) mapped: watch::Receiver<PortMap>,

@@ -8,6 +8,8 @@ pub mod host;
 pub mod link;
 pub mod lock;
 pub mod multicast;
+pub mod namespace;
+pub mod passing;
 pub mod paths;
 pub mod portmap;
 pub mod random;

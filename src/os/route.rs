@@ -80,6 +80,13 @@ impl Routing {
         Ok(Self { handle, connection })
     }
 
+    /// Brings up the loopback interface, which in a new namespace is down.
+    pub async fn loopback_up(&self) -> Result<(), RouteError> {
+        let up = LinkUnspec::new_with_name("lo").up().build();
+        let done = self.handle.link().set(up).execute().await;
+        done.map_err(|e| failed("bring the loopback interface up", e))
+    }
+
     /// Brings up the device with `address` and routes the address's network through it.
     ///
     /// Nothing is changed when the address or the network's prefix belongs to another device. The

@@ -41,6 +41,7 @@ mod process;
 mod relayed;
 mod revoke;
 mod routes;
+mod run;
 mod serve;
 mod services;
 mod site;

@@ -17,10 +17,10 @@ fn joined(world: &crate::world::World) -> Lab {
 }
 
 /// Everything that a node changes on its host.
-fn changes(host: &Host) -> String {
+pub(crate) fn changes(host: &Host) -> String {
     host.ok(
         "ls /sys/class/net; ip -6 route; ip -6 addr show scope global; cat /etc/resolv.conf; \
-         find /run -type s; ss -lun | tail -n +2",
+         find /run -type s; ss -lun | tail -n +2; find /var/lib | sort",
     )
 }
 

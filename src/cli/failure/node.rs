@@ -15,7 +15,9 @@ use crate::node::gateway::GatewayError;
 use crate::node::join::JoinError;
 use crate::node::local_api::SocketError;
 use crate::node::owner::OwnerError;
+use crate::node::run::RunError;
 use crate::node::store::StoreError;
+use crate::os::namespace::Obstacle;
 use crate::os::route::RouteError;
 use crate::os::tun::TunError;
 use crate::os::udp::UdpError;
@@ -158,7 +160,8 @@ fn cure_of_device(error: &DeviceError) -> Option<&'static str> {
         DeviceError::Route(RouteError::AddressTaken { .. }) => {
             Some("stop the node that carries this agent already (agentnet down)")
         }
-        DeviceError::Route(_)
+        DeviceError::Names(_)
+        | DeviceError::Route(_)
         | DeviceError::Stopped(_)
         | DeviceError::Tun(_)
         | DeviceError::Watch(_) => None,
@@ -175,7 +178,7 @@ impl From<SocketError> for Failure {
             SocketError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
                 Some("name a place that can be written with --socket PATH")
             }
-            SocketError::Io { .. } => None,
+            SocketError::Given(_) | SocketError::Io { .. } => None,
         };
         Self::cured(&error, cure)
     }
@@ -231,6 +234,26 @@ impl From<GatewayError> for Failure {
             | GatewayError::PeeringFile { .. }
             | GatewayError::Server(_)
             | GatewayError::Statement(_) => Self::cured(&error, cure),
+        }
+    }
+}
+
+impl From<Obstacle> for Failure {
+    fn from(error: Obstacle) -> Self {
+        Self {
+            code: Some(error.cause.as_str()),
+            ..Self::cured(&error, error.cause.hint())
+        }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Alone(error) => error.into(),
+            RunError::Daemon(error) => error.into(),
+            RunError::Obstacle(error) => error.into(),
+            RunError::Asked(_) | RunError::Stopped => Self::cured(&error, None),
         }
     }
 }

@@ -418,6 +418,30 @@ fn offers_are_limited_and_channels_bounded() {
     }
 }
 
+/// A peer that restarted is not spoken to by channels that it lost, once it spoke in a newer session.
+#[test]
+fn channels_from_before_a_session_are_forgotten() {
+    let mut both = Both::new();
+    both.session();
+    both.carry(Some);
+    both.assert_agree();
+    let before = both.at_high.sending;
+
+    both.high.forget(both.now);
+    both.at_high.follow(&mut both.high);
+    assert_eq!(both.at_high.sending, before);
+
+    both.advance(Duration::from_secs(1));
+    both.high.forget(both.now);
+    both.at_high.follow(&mut both.high);
+    assert!(both.at_high.channels.is_empty() && both.high.suite().is_none());
+
+    both.session();
+    both.carry(Some);
+    both.high.forget(both.now);
+    both.assert_agree();
+}
+
 #[test]
 fn closing_ends_every_channel() {
     let mut both = Both::new();

@@ -5,6 +5,7 @@ use tracing::error;
 
 use super::{Daemon, DaemonError};
 use crate::engine::names::Zone;
+use crate::node::driver::HOST;
 use crate::node::names::Names;
 use crate::node::resolver::{Resolver, Settings, Upstream};
 use crate::os::dns::{Applied, LOOPBACK, Wanted};
@@ -26,7 +27,7 @@ impl Daemon {
         let with_device = self
             .running
             .iter()
-            .filter(|(_, running)| running.facts.device.is_some());
+            .filter(|(_, running)| running.is_on_host());
         let servers = with_device.map(|(local, _)| local.ip()).collect::<Vec<_>>();
         if servers.is_empty() {
             self.names.forget().await;
@@ -81,6 +82,7 @@ impl Daemon {
         let names = self
             .running
             .values()
+            .filter(|running| running.realm == HOST)
             .filter_map(|running| running.membership.name());
         let mut search = names
             .map(|name| format!("{}.{}", name.network(), self.suffix))
@@ -102,7 +104,7 @@ impl Daemon {
         let directory = || Arc::new(Names::new(self.handle.clone()));
         let mut refused = None;
         for (local, running) in &mut self.running {
-            if running.facts.device.is_none() {
+            if !running.is_on_host() {
                 continue;
             }
             let listen = SocketAddr::new(local.ip().into(), DNS_PORT);

@@ -33,6 +33,8 @@ const OTHER_CONNECTIONS: usize = 64;
 /// Why the local API cannot be served.
 #[derive(Debug, Error)]
 pub enum SocketError {
+    #[error("cannot listen at the program's socket: {0}")]
+    Given(#[source] io::Error),
     #[error("another agentnet answers at {}", .0.display())]
     InUse(PathBuf),
     #[error("{} exists and is not a socket", .0.display())]
@@ -117,7 +119,8 @@ impl Drop for SocketFile {
 #[derive(Debug)]
 pub struct LocalListener {
     listener: UnixListener,
-    file: Arc<SocketFile>,
+    /// None where somebody else made the socket.
+    file: Option<Arc<SocketFile>>,
     own: Arc<Semaphore>,
     other: Arc<Semaphore>,
 }
@@ -135,17 +138,30 @@ impl LocalListener {
         let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
         Ok(Self {
             listener,
-            file: Arc::new(SocketFile {
+            file: Some(Arc::new(SocketFile {
                 path: path.to_owned(),
                 inode,
-            }),
+            })),
             own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
             other: Arc::new(Semaphore::new(OTHER_CONNECTIONS)),
         })
     }
 
-    pub(super) fn file(&self) -> Arc<SocketFile> {
-        Arc::clone(&self.file)
+    /// Takes a socket that listens already, on the current tokio runtime.
+    pub fn of(listener: std::os::unix::net::UnixListener) -> Result<Self, SocketError> {
+        let taken = listener
+            .set_nonblocking(true)
+            .and_then(|()| UnixListener::from_std(listener));
+        Ok(Self {
+            listener: taken.map_err(SocketError::Given)?,
+            file: None,
+            own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
+            other: Arc::new(Semaphore::new(OTHER_CONNECTIONS)),
+        })
+    }
+
+    pub(super) fn file(&self) -> Option<Arc<SocketFile>> {
+        self.file.clone()
     }
 
     /// Returns who connected and their place; None when they are gone or there is no place left.

@@ -119,7 +119,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let socket = listener.file();
-    info!(socket = %socket.path().display(), "Local API ready");
+    if let Some(socket) = &socket {
+        info!(socket = %socket.path().display(), "Local API ready");
+    }
     let app = router(control).into_make_service_with_connect_info::<Caller>();
     let (stopping, stopped) = oneshot::channel::<()>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
