@@ -8,45 +8,6 @@ use crate::{
     world::{Host, in_world, wait_for},
 };
 
-/// Drives an interactive shell on a terminal of its own: each line waits for a text, then types.
-const TERMINAL: &str = r#"
-import os, pty, select, sys, time
-pid, terminal = pty.fork()
-if pid == 0:
-    os.execvp("bash", ["bash", "--norc", "--noediting", "-i"])
-seen = b""
-def expect(text):
-    global seen
-    end = time.monotonic() + 30
-    while text not in seen:
-        if time.monotonic() > end:
-            sys.exit("no %r in %r" % (text, seen))
-        if select.select([terminal], [], [], 0.2)[0]:
-            seen += os.read(terminal, 4096)
-    seen = seen.split(text, 1)[1]
-def enter(text):
-    os.write(terminal, text.encode())
-RUN = "agentnet run --state /mnt/a -- "
-JOB = "sh -c 'trap \"echo con\"\"tinued\" CONT; echo be''gun; while :; do sleep 0.2; done'\n"
-enter("PS1='OUT''> '\n"); expect(b"OUT> ")
-# A shell inside has the terminal, and jobs.
-enter(RUN + "bash --norc --noediting -i\n"); enter("PS1='IN''> '\n"); expect(b"IN> ")
-enter("tty; stty -a | head -n 1\n"); expect(b"/dev/pts/"); expect(b"speed"); expect(b"IN> ")
-enter(JOB); expect(b"begun"); enter("\x1a"); expect(b"Stopped"); expect(b"IN> ")
-enter("fg\n"); expect(b"continued"); enter("\x03"); expect(b"IN> ")
-enter("exit 9\n"); expect(b"OUT> "); enter("echo code $?\n"); expect(b"code 9"); expect(b"OUT> ")
-# A program is a job of the shell outside: stopped, continued and interrupted with what carries it.
-enter(RUN + JOB); expect(b"begun"); enter("\x1a"); expect(b"Stopped"); expect(b"OUT> ")
-enter("ps -e -o stat=,args= | grep 'while [:]' | cut -c 1 | sort | tr -d '\\n'\n"); expect(b"STT"); expect(b"OUT> ")
-enter("fg\n"); expect(b"continued"); enter("\x03"); expect(b"OUT> ")
-enter("echo code $?\n"); expect(b"code 130"); expect(b"OUT> ")
-# It reads what is typed, until the end of input.
-enter(RUN + "cat\n"); enter("typed\n"); expect(b"typed\r\ntyped"); enter("\x04"); expect(b"OUT> ")
-enter("exit\n")
-os.waitpid(pid, 0)
-print("all seen")
-"#;
-
 /// Brings up registry and gateway, and joins `a` on host a without its node.
 fn joined(lab: &Lab) -> &Host {
     lab.token("a", "--name a");
@@ -118,21 +79,6 @@ fn exit_codes_streams_and_signals_are_the_programs() {
             program.finish(Duration::from_secs(20)).stdout,
             "begun\nhere\n"
         );
-    });
-}
-
-/// Issue 6: the terminal is the program's, job control included.
-#[test]
-fn a_terminal_works_as_without() {
-    in_world(|world| {
-        let lab = Lab::services(world);
-        let a = joined(&lab);
-        std::fs::write("/mnt/terminal.py", TERMINAL).unwrap();
-
-        let ran = a.start(&format!("{USER} python3 /mnt/terminal.py"));
-
-        let ran = ran.finish(Duration::from_secs(90));
-        assert_eq!(ran.stdout, "all seen\n", "{ran}");
     });
 }
 
