@@ -39,7 +39,7 @@ pub(super) fn start_log(settings: LogSettings, context: &Context) -> Result<(), 
         }
         Some(Ok(Enforced::CapabilitiesOnly)) => {
             info!(
-                "This kernel has no landlock (5.13): nothing but its user keeps files from the daemon"
+                "No landlock (Linux 5.13) here: nothing but its user keeps files from the daemon"
             );
         }
         Some(Err(error)) => warn!(%error, "The daemon runs with more rights than it needs"),

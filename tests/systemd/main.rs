@@ -106,9 +106,12 @@ fn boots(name: &str, script: &str, mut binds: Vec<String>) -> String {
         "--bind=/dev/net/tun".to_owned(),
     ]);
     let flags = "--quiet --register=no --keep-unit --boot --private-network --volatile=overlay";
+    // Forbidden there unless asked for.
+    let calls = "landlock_create_ruleset landlock_add_rule landlock_restrict_self";
     let booted = Command::new("timeout")
         .args(["200", "systemd-nspawn"])
         .args(flags.split(' '))
+        .arg(format!("--system-call-filter={calls}"))
         .args(["-D", TREE, "-M", &format!("agentnet-{name}")])
         .args(binds)
         .arg("systemd.wants=runner.service")

@@ -25,7 +25,7 @@ node=$(systemctl show -p MainPID --value agentnet)
 grep -q '^CapBnd:.*0000000000001400$' "/proc/$node/status"
 grep -q '^CapEff:.*0000000000001400$' "/proc/$node/status"
 grep -q '^NoNewPrivs:.*1$' "/proc/$node/status"
-if journalctl -u 'agentnet*' --no-pager | grep -E 'no landlock|more rights'; then exit 1; fi
+if journalctl -u 'agentnet*' --no-pager | grep -E 'No landlock|more rights'; then exit 1; fi
 getent hosts a.acme.agent
 address=$(getent hosts a.acme.agent | cut -d' ' -f1)
 ping -6 -c 1 "$address"
