@@ -168,7 +168,7 @@ fn an_agent_that_joined_before_runs_programs() {
     });
 }
 
-/// Programs at once in the test; a hundred were run by hand (docs/run.md).
+/// Programs at once in the test, unless AGENTNET_RUNS says otherwise.
 const MANY: &str = "12";
 
 /// Issue 6: many programs at once, each an agent of its own, and all are gone afterwards.
