@@ -29,10 +29,10 @@ const STRANGERS: u16 = 1000;
 const SOURCES: usize = 50;
 
 /// Handshakes a second, far more than the 400 from which on a gateway asks for cookies.
-const FLOOD: u32 = 5000;
+const FLOOD: u32 = 3000;
 
 /// What the agents' programs send a second, and for how long.
-const RATE: u32 = 1000;
+const RATE: u32 = 500;
 const LENGTH: usize = 1000;
 const LASTING: Duration = Duration::from_secs(4);
 

@@ -20,7 +20,7 @@ use super::clock::Simulation;
 use super::input::Input;
 use super::members::{self, Members};
 use super::memory::held;
-use super::others::Others;
+use super::others::{Others, STUN_PORT};
 
 /// Steps of one run: a longer input does the rest of nothing.
 const MAX_STEPS: usize = 200;
@@ -90,7 +90,11 @@ impl World {
             peer,
             b: members.b.clone(),
             others: Others::new((local, peer), trusted[0].psk),
-            known: BTreeSet::from([members::gateway_at()]),
+            // A gateway has a second port, which it names (others.rs).
+            known: BTreeSet::from([
+                members::gateway_at(),
+                SocketAddr::new(members::gateway_at().ip(), STUN_PORT),
+            ]),
             sent: vec![],
             is_answering: true,
         }

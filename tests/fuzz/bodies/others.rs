@@ -15,6 +15,9 @@ use super::members::{GATEWAY, gateway_at, tunnel};
 /// Datagrams remembered to be replayed.
 const MAX_RECORDED: usize = 64;
 
+/// Where the gateway answers STUN beside its own port.
+pub(super) const STUN_PORT: u16 = 3478;
+
 /// The hop between agent and gateway, as the gateway holds it.
 struct Hop {
     up: u32,
@@ -162,7 +165,7 @@ impl Others {
             secret,
             mtu: 1452,
             reset_token: [9; 16],
-            stun_port: 3478,
+            stun_port: STUN_PORT,
         });
         self.gateway.seal(&attached.packet()?, now)
     }
