@@ -8,7 +8,7 @@ use crate::{
     lab::{GATEWAY, Lab, in_lab},
     portmap::{WAN, make_public, start_server},
     process::Proc,
-    site::{PUB, RA},
+    site::{PUB, RA, Site},
     world::{Host, wait_for},
     wss::in_lab_with_wss,
 };
@@ -181,6 +181,66 @@ fn hairpinning_and_what_a_link_carries_are_told() {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    });
+}
+
+/// RFC 4787 does not know of IPv6, which needs no NAT: its filter, its path and its loss are told beside IPv4's.
+#[test]
+fn ipv6_behind_a_firewall_is_told() {
+    in_lab(|lab| {
+        let v6 = "2001:db8::1";
+        lab.gateway.take().unwrap().stop();
+        let Site { public, ra, a, .. } = &lab.site;
+        public.ok(&format!(
+            "ip addr add {v6}/64 dev br0 nodad && ip route add 2001:db8:1::/64 via 2001:db8::11 && \
+             sed -i 's|^listen = .*16201.*|listen = [\"{GATEWAY}\", \"[{v6}]:16201\"]|' \
+             /var/lib/gateway/gateway.toml"
+        ));
+        ra.ok(
+            "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding && \
+             ip addr add 2001:db8::11/64 dev wan nodad && ip addr add 2001:db8:1::1/64 dev lan nodad && \
+             echo 'table ip6 router { chain through { type filter hook forward priority filter;
+                 iifname wan ct state established,related accept
+                 iifname wan drop
+             }
+             }' | nft -f -",
+        );
+        a.ok(
+            "ip addr add 2001:db8:1::2/64 dev eth0 nodad && ip route add default via 2001:db8:1::1",
+        );
+        lab.start_gateway();
+        lab.node_a.take().unwrap().stop();
+        let ask = format!("env AGENTNET_GATEWAY_DISCOVER=[{v6}]:16201");
+
+        let report = check_by(&lab.site.a, 0, &ask);
+
+        let v6 = &report["ipv6"];
+        assert_eq!(v6["address"], "2001:db8:1::2", "{report}");
+        assert_eq!(
+            (&v6["udp"], &v6["nat"], &v6["mtu"]),
+            (&true.into(), &false.into(), &1500.into()),
+            "{report}"
+        );
+        assert_eq!(v6["filtering"], "address_and_port_dependent", "{report}");
+        assert_eq!(report["ipv4"]["udp"], true, "{report}");
+        assert!(
+            v6["observed"]
+                .as_str()
+                .unwrap()
+                .starts_with("[2001:db8:1::2]:"),
+            "{report}"
+        );
+
+        lab.site.ra.ok(
+            "nft add chain ip6 router forbid '{ type filter hook forward priority -2; }' && \
+             nft add rule ip6 router forbid meta l4proto udp drop",
+        );
+        let report = check_by(&lab.site.a, 0, &ask);
+        assert_eq!(
+            (&report["ipv6"]["udp"], &report["ipv4"]["udp"]),
+            (&false.into(), &true.into()),
+            "{report}"
+        );
     });
 }
 
