@@ -81,11 +81,8 @@ impl GatewayArgs {
     }
 
     /// Returns what a gateway that serves keeps of its rights.
-    pub(super) fn sandbox(&self, context: &Context) -> Result<Option<Sandbox>, Failure> {
-        if !self.is_daemon() {
-            return Ok(None);
-        }
-        Ok(Some(of_gateway(&gateway_config(context)?)))
+    pub(super) fn sandbox(&self, context: &Context) -> Result<Sandbox, Failure> {
+        Ok(of_gateway(&gateway_config(context)?))
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {

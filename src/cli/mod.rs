@@ -148,7 +148,7 @@ fn run(cli: Cli) -> Result<Ending, Failure> {
         return args.execute(&context);
     }
     // Of threads, so before the runtime makes any.
-    if let Some(mut sandbox) = cli.command.sandbox(&context)? {
+    if let Some(mut sandbox) = cli.command.role().sandbox(&context)? {
         sandbox.reads.extend(context.named_config());
         context.sandboxed = Some(sandbox.enter());
     }
@@ -156,12 +156,13 @@ fn run(cli: Cli) -> Result<Ending, Failure> {
 }
 
 fn run_in_tasks(command: Command, context: &Context) -> Result<(), Failure> {
-    let mut runtime = if command.is_daemon() {
+    let role = command.role();
+    let mut runtime = if role.is_daemon() {
         Builder::new_multi_thread()
     } else {
         Builder::new_current_thread()
     };
-    if command.is_node() {
+    if role.is_node() {
         // All data but that of the relay passes another thread; more of these would only wake each
         // other up.
         runtime.worker_threads(1);
@@ -173,52 +174,51 @@ fn run_in_tasks(command: Command, context: &Context) -> Result<(), Failure> {
     runtime.block_on(dispatch(command, context))
 }
 
-impl Command {
-    /// Tells whether the command is a node and nothing else.
-    const fn is_node(&self) -> bool {
-        matches!(self, Self::Up(_))
-    }
+/// What kind of process a command is.
+enum Role<'a> {
+    Gateway(&'a gateway::GatewayArgs),
+    Node(&'a up::UpArgs),
+    /// Does one thing, and ends.
+    Once,
+    Registry(&'a registry::RegistryArgs),
+    /// Runs until it is stopped, with all rights of its user.
+    Unconfined,
+}
 
-    /// Returns what a daemon keeps of its rights; None for what is none, or is for trying out.
+impl Role<'_> {
+    /// Returns what a daemon keeps of its rights; None for what gives up none.
     fn sandbox(&self, context: &Context) -> Result<Option<Sandbox>, Failure> {
         match self {
-            Self::Gateway(args) => args.sandbox(context),
-            Self::Registry(args) => args.sandbox(context),
-            Self::Up(args) => args.sandbox(context).map(Some),
-            Self::Agent(_)
-            | Self::Connect(_)
-            | Self::Dev(_)
-            | Self::Dns(_)
-            | Self::Down(_)
-            | Self::Inside(_)
-            | Self::Join(_)
-            | Self::Leave(_)
-            | Self::Netcheck(_)
-            | Self::Network(_)
-            | Self::Path(_)
-            | Self::Peers(_)
-            | Self::Ping(_)
-            | Self::Run(_)
-            | Self::Serve(_)
-            | Self::Status(_)
-            | Self::Token(_)
-            | Self::Trust(_)
-            | Self::Version(_)
-            | Self::Whois(_)
-            | Self::WireGuard(_) => Ok(None),
+            Role::Gateway(args) => args.sandbox(context).map(Some),
+            Role::Node(args) => args.sandbox(context).map(Some),
+            Role::Registry(args) => args.sandbox(context).map(Some),
+            Role::Once | Role::Unconfined => Ok(None),
         }
     }
 
-    /// Tells whether the command runs until it is stopped.
+    /// Tells whether it is a node and nothing else.
+    const fn is_node(&self) -> bool {
+        matches!(self, Role::Node(_))
+    }
+
+    /// Tells whether it runs until it is stopped.
     const fn is_daemon(&self) -> bool {
+        !matches!(self, Role::Once)
+    }
+}
+
+impl Command {
+    const fn role(&self) -> Role<'_> {
         match self {
-            Self::Gateway(args) => args.is_daemon(),
-            Self::Registry(args) => args.is_daemon(),
-            Self::Dev(_) | Self::Serve(_) | Self::Up(_) => true,
+            Self::Gateway(args) if args.is_daemon() => Role::Gateway(args),
+            Self::Registry(args) if args.is_daemon() => Role::Registry(args),
+            Self::Dev(_) | Self::Serve(_) => Role::Unconfined,
+            Self::Up(args) => Role::Node(args),
             Self::Agent(_)
             | Self::Connect(_)
             | Self::Dns(_)
             | Self::Down(_)
+            | Self::Gateway(_)
             | Self::Inside(_)
             | Self::Join(_)
             | Self::Leave(_)
@@ -227,13 +227,14 @@ impl Command {
             | Self::Path(_)
             | Self::Peers(_)
             | Self::Ping(_)
+            | Self::Registry(_)
             | Self::Run(_)
             | Self::Status(_)
             | Self::Token(_)
             | Self::Trust(_)
             | Self::Version(_)
             | Self::Whois(_)
-            | Self::WireGuard(_) => false,
+            | Self::WireGuard(_) => Role::Once,
         }
     }
 }

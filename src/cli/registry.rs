@@ -49,13 +49,8 @@ impl RegistryArgs {
     }
 
     /// Returns what a registry that serves keeps of its rights.
-    pub(super) fn sandbox(&self, context: &Context) -> Result<Option<Sandbox>, Failure> {
-        match self.command {
-            RegistryCommand::Init { .. } => Ok(None),
-            RegistryCommand::Serve { .. } => {
-                Ok(Some(sandbox(&registry_config(context, Flags::default())?)))
-            }
-        }
+    pub(super) fn sandbox(&self, context: &Context) -> Result<Sandbox, Failure> {
+        Ok(sandbox(&registry_config(context, Flags::default())?))
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {

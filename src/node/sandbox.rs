@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use caps::Capability;
 use nix::unistd::geteuid;
+use rustix::thread::CapabilitySet;
 use tracing::debug;
 
 use crate::config::NodeConfig;
@@ -35,9 +35,9 @@ pub fn of_node(config: &NodeConfig) -> Sandbox {
             writes.extend(config.state.parent().map(Path::to_owned));
         }
     }
-    let mut capabilities = vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
+    let mut capabilities = CapabilitySet::NET_ADMIN | CapabilitySet::NET_BIND_SERVICE;
     if config.dataplane.realtime {
-        capabilities.push(Capability::CAP_SYS_NICE);
+        capabilities |= CapabilitySet::SYS_NICE;
     }
     Sandbox {
         reads: hints.into_iter().chain(proxy).collect(),
@@ -57,7 +57,7 @@ pub fn of_gateway(config: &GatewayConfig) -> Sandbox {
         reads,
         writes: vec![config.dir.clone()],
         // The first to make the kernel keep a burst; it does without.
-        capabilities: vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE],
+        capabilities: CapabilitySet::NET_ADMIN | CapabilitySet::NET_BIND_SERVICE,
         runs_programs: false,
     }
 }

@@ -9,12 +9,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus, Scope, make_bitflags, path_beneath_rules,
 };
 use nix::{errno::Errno, sys::prctl::set_no_new_privs, unistd::geteuid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
+    set_capabilities,
+};
 use thiserror::Error;
 
 /// Where people and other services keep what is theirs; nothing there is read unless it is named.
@@ -30,7 +33,7 @@ const KNOWN: ABI = ABI::V6;
 #[derive(Debug, Error)]
 pub enum SandboxError {
     #[error("cannot give capabilities up: {0}")]
-    Capabilities(#[from] CapsError),
+    Capabilities(#[source] io::Error),
     #[error("cannot give files up: {0}")]
     Files(#[from] RulesetError),
     #[error("cannot look at the root directory: {0}")]
@@ -50,13 +53,13 @@ pub enum Enforced {
 }
 
 /// What a daemon keeps.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Sandbox {
     /// Files and folders to be read, beside what every program reads.
     pub reads: Vec<PathBuf>,
     /// Those to be written and read. What is not there yet when the daemon begins stays forbidden.
     pub writes: Vec<PathBuf>,
-    pub capabilities: Vec<Capability>,
+    pub capabilities: CapabilitySet,
     /// Whether other programs may be run.
     pub runs_programs: bool,
 }
@@ -65,7 +68,8 @@ impl Sandbox {
     /// Gives up everything else, for this thread and those it makes.
     pub fn enter(&self) -> Result<Enforced, SandboxError> {
         set_no_new_privs().map_err(SandboxError::Programs)?;
-        self.drop_capabilities()?;
+        self.drop_capabilities()
+            .map_err(SandboxError::Capabilities)?;
         self.restrict_files()
     }
 
@@ -98,32 +102,36 @@ impl Sandbox {
         })
     }
 
-    fn drop_capabilities(&self) -> Result<(), CapsError> {
-        let mut kept = self.capabilities.iter().copied().collect::<CapsHashSet>();
+    fn drop_capabilities(&self) -> io::Result<()> {
+        let kept = self.kept();
+        for capability in (CapabilitySet::all() - kept).iter() {
+            // One that only root may close, or that the kernel does not know, is not had either.
+            remove_capability_from_bounding_set(capability).ok();
+        }
+        let had = capabilities(None)?;
+        let left = CapabilitySets {
+            effective: had.effective & kept,
+            permitted: had.permitted & kept,
+            inheritable: had.inheritable & kept,
+        };
+        if left == had {
+            return Ok(());
+        }
+        // Those that are ambient go with them (capabilities(7)).
+        Ok(set_capabilities(None, left)?)
+    }
+
+    fn kept(&self) -> CapabilitySet {
+        let mut kept = self.capabilities;
         if geteuid().is_root() && self.writes.iter().any(|path| is_foreign(path)) {
             // Root's right to what is another user's, and to hand over what it makes there.
-            kept.extend([Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE]);
+            kept |= CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE;
         }
-        for capability in caps::all().difference(&kept) {
-            // One that only root may close, or that the kernel does not know, is not had either.
-            drop(caps::drop(None, CapSet::Bounding, *capability));
+        if geteuid().is_root() && self.reads.iter().any(|path| is_foreign(path)) {
+            kept |= CapabilitySet::DAC_READ_SEARCH;
         }
-        for set in [CapSet::Ambient, CapSet::Inheritable] {
-            narrow(set, &kept)?;
-        }
-        narrow(CapSet::Effective, &kept)?;
-        narrow(CapSet::Permitted, &kept)
+        kept
     }
-}
-
-/// Takes what is not among `kept` from a set of ours.
-fn narrow(set: CapSet, kept: &CapsHashSet) -> Result<(), CapsError> {
-    let had = caps::read(None, set)?;
-    let left = had.intersection(kept).copied().collect::<CapsHashSet>();
-    if left == had {
-        return Ok(());
-    }
-    caps::set(None, set, &left)
 }
 
 /// Tells whether a file is another user's than root's.
@@ -147,7 +155,17 @@ fn public() -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
     use crate::os::files::{create_folder, tests::Scratch};
+    use rustix::thread::capability_is_in_ambient_set;
     use std::{fs::File, io::ErrorKind, process::Command, thread};
+
+    const fn nothing() -> Sandbox {
+        Sandbox {
+            reads: Vec::new(),
+            writes: Vec::new(),
+            capabilities: CapabilitySet::empty(),
+            runs_programs: false,
+        }
+    }
 
     /// Does `act` in a thread that gave up what `sandbox` says, and gives up with it.
     fn inside<T: Send>(sandbox: &Sandbox, act: impl FnOnce() -> T + Send) -> Option<T> {
@@ -169,7 +187,7 @@ mod tests {
         fs::write(other.join("public"), "text").unwrap();
         let sandbox = Sandbox {
             writes: vec![mine.clone(), dir.join("absent")],
-            ..Sandbox::default()
+            ..nothing()
         };
 
         let done = inside(&sandbox, || {
@@ -195,27 +213,25 @@ mod tests {
     #[test]
     fn capabilities_that_are_not_named_are_gone_from_every_set() {
         let sandbox = Sandbox {
-            capabilities: vec![Capability::CAP_NET_ADMIN],
-            ..Sandbox::default()
+            capabilities: CapabilitySet::NET_ADMIN,
+            ..nothing()
         };
-        let had = caps::read(None, CapSet::Permitted).unwrap();
+        let had = capabilities(None).unwrap();
 
-        let sets = [
-            CapSet::Permitted,
-            CapSet::Effective,
-            CapSet::Inheritable,
-            CapSet::Ambient,
-        ];
         let left = thread::spawn(move || {
             sandbox.enter().unwrap();
-            sets.map(|set| caps::read(None, set).unwrap())
+            let ambient = CapabilitySet::all().iter();
+            let ambient = ambient.filter(|one| capability_is_in_ambient_set(*one).unwrap_or(false));
+            (capabilities(None).unwrap(), ambient.collect())
         });
-        let left = left.join().unwrap();
+        let (left, ambient): (_, CapabilitySet) = left.join().unwrap();
 
-        let most = had.contains(&Capability::CAP_NET_ADMIN);
-        let most = most.then_some(Capability::CAP_NET_ADMIN).into_iter();
-        let most = most.collect::<CapsHashSet>();
-        assert!(left.iter().all(|set| set.is_subset(&most)), "{left:?}");
-        assert_eq!(left[0], most);
+        let most = CapabilitySet::NET_ADMIN;
+        assert_eq!(left.permitted, had.permitted & most);
+        assert_eq!(left.effective, had.effective & most);
+        assert!(
+            most.contains(left.inheritable | ambient),
+            "{left:?} {ambient:?}"
+        );
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
-use caps::Capability;
 use hyper_util::rt::TokioTimer;
+use rustix::thread::CapabilitySet;
 use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -64,9 +64,10 @@ pub enum ServeError {
 /// Returns what a registry keeps of its rights: its directory and ports.
 pub fn sandbox(config: &RegistryConfig) -> Sandbox {
     Sandbox {
+        reads: Vec::new(),
         writes: vec![config.dir.clone()],
-        capabilities: vec![Capability::CAP_NET_BIND_SERVICE],
-        ..Sandbox::default()
+        capabilities: CapabilitySet::NET_BIND_SERVICE,
+        runs_programs: false,
     }
 }
 

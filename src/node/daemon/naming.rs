@@ -6,6 +6,7 @@ use tracing::error;
 use super::{Daemon, DaemonError};
 use crate::engine::names::Zone;
 use crate::node::driver::HOST;
+use crate::node::lent;
 use crate::node::names::Names;
 use crate::node::resolver::{Resolver, Settings, Upstream};
 use crate::os::dns::{Applied, LOOPBACK, Wanted};
@@ -83,10 +84,8 @@ impl Daemon {
             .running
             .values()
             .filter(|running| running.realm == HOST)
-            .filter_map(|running| running.membership.name());
-        let mut search = names
-            .map(|name| format!("{}.{}", name.network(), self.suffix))
-            .collect::<Vec<_>>();
+            .flat_map(|running| lent::search(&running.membership, &self.suffix));
+        let mut search = names.collect::<Vec<_>>();
         search.dedup();
         search
     }

@@ -16,11 +16,13 @@ mod watch;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::config::DnsMode;
 use crate::os::dns::bus::Bus;
 use crate::os::dns::resolved::Routing;
+use crate::os::dns::watch::{Files, changed};
 
 pub use bus::BusError;
 pub use detect::{Facts, Flavour, Found, NetworkManager, Owner, Place, Service, detect};
@@ -187,7 +189,7 @@ impl HostDns {
                 let search = joined(&wanted.search, &theirs.search);
                 let servers = wanted.servers(owner);
                 network_manager::apply(&bus, &servers, &search).await?;
-                named_in_time("NetworkManager", &servers).await?;
+                named_in_time("NetworkManager", &servers, &self.file).await?;
             }
             Owner::ResolvConf => {
                 self.file.apply(&wanted.nameservers, &wanted.search)?;
@@ -195,7 +197,7 @@ impl HostDns {
             Owner::Resolvconf(flavour) => {
                 let servers = wanted.servers(owner);
                 resolvconf::apply(flavour, &servers, &wanted.search).await?;
-                named_in_time("resolvconf", &servers).await?;
+                named_in_time("resolvconf", &servers, &self.file).await?;
             }
             Owner::Resolved => {
                 let routing = wanted.routing()?;
@@ -309,17 +311,28 @@ fn names_first(servers: &[IpAddr]) -> bool {
 }
 
 /// Waits until `/etc/resolv.conf` names us, which its owner writes on its own time.
-async fn named_in_time(owner: &'static str, servers: &[IpAddr]) -> Result<(), DnsError> {
-    /// Looks, and the pause between two: three seconds for a busy host.
-    const LOOKS: u32 = 60;
-    const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-    for _ in 0..LOOKS {
-        if names_first(servers) {
-            return Ok(());
+async fn named_in_time(
+    owner: &'static str,
+    servers: &[IpAddr],
+    file: &ResolvConf,
+) -> Result<(), DnsError> {
+    /// For a busy host.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+    let named = async {
+        loop {
+            // Before the look, so that nothing happens between the two.
+            let files = Files::watch(file);
+            if names_first(servers) {
+                return;
+            }
+            changed(files.as_ref()).await;
         }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Err(DnsError::Outranked { owner })
+    };
+    // A file that cannot be watched is looked at once more.
+    let is_in_time = timeout(PATIENCE, named).await.is_ok() || names_first(servers);
+    is_in_time
+        .then_some(())
+        .ok_or(DnsError::Outranked { owner })
 }
 
 fn joined(ours: &[String], theirs: &[String]) -> Vec<String> {

@@ -82,7 +82,7 @@ async fn run(told: Arc<Notify>, file: ResolvConf, on_bus: bool) {
 }
 
 /// Waits for a change of the files; for ever where they cannot be watched.
-async fn changed(files: Option<&Files>) {
+pub(super) async fn changed(files: Option<&Files>) {
     match files {
         Some(files) => {
             if let Err(error) = files.changed().await {
@@ -149,7 +149,7 @@ async fn signals() -> Result<SelectAll<MessageStream>, zbus::Error> {
 }
 
 /// An inotify instance and what to hear of it.
-struct Files {
+pub(super) struct Files {
     inotify: Inotify,
     /// The same instance; this end of a pipe reads any descriptor that can be waited for.
     ready: Receiver,
@@ -161,7 +161,7 @@ struct Files {
 
 impl Files {
     /// Watches all that may concern us; None where nothing can be watched.
-    fn watch(file: &ResolvConf) -> Option<Self> {
+    pub(super) fn watch(file: &ResolvConf) -> Option<Self> {
         match Self::open(file) {
             Ok(files) => Some(files),
             Err(error) => {
