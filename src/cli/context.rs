@@ -141,19 +141,29 @@ impl Context {
         Ok(socket)
     }
 
-    fn settings(&self, mut flags: Flags) -> Result<NodeSettings, Failure> {
+    fn settings(&self, flags: Flags) -> Result<NodeSettings, Failure> {
+        self.node_settings(flags)()
+    }
+
+    /// Returns what reads a node's settings, as they are when it is called.
+    pub(super) fn node_settings(
+        &self,
+        mut flags: Flags,
+    ) -> impl Fn() -> Result<NodeSettings, Failure> + Send + 'static {
         let text = |path: &Option<PathBuf>| {
             let path = path.as_ref()?;
             Some(Value::from(path.to_string_lossy().into_owned()))
         };
         flags.set("state", text(&self.state));
         flags.set("socket", text(&self.socket));
-        let file = self.config_file("agentnet.toml");
-        Ok(config::load(file.as_deref(), &env, flags)?)
+        let named = self.config.clone();
+        move || {
+            let file = named
+                .clone()
+                .or_else(|| paths::default_config("agentnet.toml"));
+            Ok(config::load(file.as_deref(), &env, flags.clone())?)
+        }
     }
 }
 
-/// Reads an environment variable; an empty one counts as not set.
-pub(super) fn env(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
+pub(super) use crate::os::paths::environment as env;

@@ -10,6 +10,7 @@ use crate::cli::context::{Context, env};
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
+use crate::cli::reload;
 use crate::cli::text::{Table, bytes, list};
 use crate::cli::values::Secret;
 use crate::config::{self, Flags, GatewaySettings};
@@ -97,7 +98,10 @@ impl GatewayArgs {
                 let config = gateway_config(context)?;
                 daemon::start_log(config.settings.log, context)?;
                 let stop = daemon::stop_asked()?;
-                serve(config, stop, |_| daemon::tell_ready()).await?;
+                let file = settings_file(context)?;
+                let read = move || Ok(config::load(Some(&file), &env, Flags::default())?);
+                let settings = reload::follow(config.settings.clone(), read)?;
+                serve(config, settings, stop, |_| daemon::tell_ready()).await?;
                 Ok(())
             }
             GatewayCommand::Status => {
@@ -110,11 +114,15 @@ impl GatewayArgs {
     }
 }
 
+fn settings_file(context: &Context) -> Result<PathBuf, Failure> {
+    context.config_file("gateway.toml").ok_or_else(|| {
+        Failure::usage("no settings: --config FILE is needed")
+            .hint("`agentnet gateway init` makes a gateway and its settings file")
+    })
+}
+
 fn gateway_config(context: &Context) -> Result<GatewayConfig, Failure> {
-    let Some(file) = context.config_file("gateway.toml") else {
-        return Err(Failure::usage("no settings: --config FILE is needed")
-            .hint("`agentnet gateway init` makes a gateway and its settings file"));
-    };
+    let file = settings_file(context)?;
     let settings = config::load::<GatewaySettings>(Some(&file), &env, Flags::default())?;
     Ok(GatewayConfig::new(settings, &file))
 }

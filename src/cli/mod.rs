@@ -20,6 +20,7 @@ mod path;
 mod peers;
 mod ping;
 mod registry;
+mod reload;
 mod run;
 mod serve;
 mod status;

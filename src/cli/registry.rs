@@ -7,6 +7,7 @@ use crate::cli::context::{Context, env};
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
+use crate::cli::reload;
 use crate::config::{self, Flags, RegistryConfig, RegistrySettings};
 use crate::id::{Did, DomainId, DomainPrefix};
 use crate::os::files;
@@ -63,21 +64,28 @@ impl RegistryArgs {
             RegistryCommand::Serve { listen } => {
                 let mut flags = Flags::default();
                 flags.set("listen", listen.map(|at| at.to_string()));
-                let config = registry_config(context, flags)?;
+                let file = settings_file(context)?;
+                let config = registry_config(context, flags.clone())?;
+                let read = move || Ok(config::load(Some(&file), &env, flags.clone())?);
                 daemon::start_log(config.settings.log, context)?;
                 let stop = daemon::stop_asked()?;
-                serve(config, stop, |_| daemon::tell_ready()).await?;
+                let settings = reload::follow(config.settings.clone(), read)?;
+                serve(config, settings, stop, |_| daemon::tell_ready()).await?;
                 Ok(())
             }
         }
     }
 }
 
+fn settings_file(context: &Context) -> Result<PathBuf, Failure> {
+    context.config_file("registry.toml").ok_or_else(|| {
+        Failure::usage("no settings: --config FILE is needed")
+            .hint("`agentnet registry init` makes a registry and its settings file")
+    })
+}
+
 fn registry_config(context: &Context, flags: Flags) -> Result<RegistryConfig, Failure> {
-    let Some(file) = context.config_file("registry.toml") else {
-        return Err(Failure::usage("no settings: --config FILE is needed")
-            .hint("`agentnet registry init` makes a registry and its settings file"));
-    };
+    let file = settings_file(context)?;
     let settings = config::load::<RegistrySettings>(Some(&file), &env, flags)?;
     Ok(RegistryConfig::new(settings, &file))
 }

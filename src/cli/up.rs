@@ -1,16 +1,44 @@
-use clap::{Args, ValueEnum};
+use std::path::PathBuf;
 
-use crate::cli::context::Context;
+use clap::{Args, ValueEnum};
+use tracing::info;
+
+use crate::cli::context::{Context, env};
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
-use crate::config::{DnsMode, Flags, PathMode};
+use crate::cli::reload;
+use crate::cli::values::Secret;
+use crate::config::{DnsMode, Flags, NodeConfig, PathMode};
+use crate::id::MemberName;
+use crate::node::alone::{self, AloneError};
 use crate::node::daemon::run;
+use crate::node::join::JoinError;
 use crate::node::sandbox::of_node;
+use crate::os::clock;
+use crate::os::paths;
 use crate::os::sandbox::Sandbox;
+use crate::statement::token::JoinToken;
+
+/// Under which name a service manager hands over a join token.
+const CREDENTIAL: &str = "agentnet.join-token";
 
 /// Run the node: its agents' network devices, names and encrypted paths
 #[derive(Args, Debug)]
 pub(super) struct UpArgs {
+    /// Join by the token in FILE first, unless the agent did before [env: AGENTNET_TOKEN carries the
+    /// token itself] [default: the credential agentnet.join-token of systemd, if there]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "AGENTNET_TOKEN_FILE",
+        hide_env_values = true
+    )]
+    token_file: Option<PathBuf>,
+
+    /// Join under this name [default: the token's, when it allows but one]
+    #[arg(long, value_name = "NAME", env = "AGENTNET_NAME")]
+    name: Option<MemberName>,
+
     #[command(flatten)]
     node: NodeFlags,
 }
@@ -77,14 +105,54 @@ impl Way {
 
 impl UpArgs {
     pub(super) fn sandbox(&self, context: &Context) -> Result<Sandbox, Failure> {
-        Ok(of_node(&context.node_config(self.node.flags())?))
+        let mut sandbox = of_node(&context.node_config(self.node.flags())?);
+        sandbox.reads.extend(self.token_file());
+        Ok(sandbox)
+    }
+
+    fn token_file(&self) -> Option<PathBuf> {
+        let given = || paths::credential(CREDENTIAL, &env);
+        self.token_file.clone().or_else(given)
+    }
+
+    /// Makes the agent a member that is to be one.
+    async fn enter(&self, config: &NodeConfig) -> Result<(), Failure> {
+        let file = self.token_file();
+        if file.is_none() && env("AGENTNET_TOKEN").is_none() {
+            let Some(name) = self.name.as_ref().map(ToString::to_string) else {
+                return Ok(());
+            };
+            if alone::has(config, &name)? {
+                return Ok(());
+            }
+            let what = format!("no agent {name} joined here, and no token is given");
+            let hint = "name a file by --token-file, or set AGENTNET_TOKEN";
+            return Err(Failure::usage(what).hint(hint));
+        }
+        let token = Secret::of("--token-file", file, "AGENTNET_TOKEN")?.read()?;
+        let token = token.parse::<JoinToken>()?;
+        match alone::join(config, &token, self.name.clone(), clock::unix()).await {
+            Ok(joined) => {
+                info!(name = joined.name, address = %joined.address, "Joined");
+                Ok(())
+            }
+            Err(AloneError::Join(JoinError::AlreadyMember(_))) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         let config = context.node_config(self.node.flags())?;
         daemon::start_log(config.log, context)?;
         let stop = daemon::stop_asked()?;
-        run(config, stop, daemon::tell_ready).await?;
+        let read = context.node_settings(self.node.flags());
+        let settings = reload::follow(read()?, read)?;
+        tokio::pin!(stop);
+        tokio::select! {
+            entered = self.enter(&config) => entered?,
+            () = &mut stop => return Ok(()),
+        }
+        run(config, Some(settings), stop, daemon::tell_ready).await?;
         Ok(())
     }
 }

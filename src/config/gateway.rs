@@ -274,6 +274,18 @@ pub struct PeeringSettings {
 
 impl Settings for GatewaySettings {
     const ENV: &'static str = "AGENTNET_GATEWAY_";
+    const LIVE: &'static [&'static str] = &[
+        "peering.files",
+        "quota.packets",
+        "quota.bytes",
+        "quota.network_packets",
+        "quota.network_bytes",
+        "quota.network_agents",
+        "quota.source_agents",
+        "quota.unknown",
+        "wss.certificate",
+        "wss.key",
+    ];
     const KEYS: &'static [&'static str] = &[
         "state",
         "udp.listen",

@@ -61,6 +61,8 @@ pub enum ConfigError {
 pub trait Settings: Default + DeserializeOwned + Serialize {
     /// Every key with its section, as `log.level`; a test holds it to the fields.
     const KEYS: &'static [&'static str];
+    /// Those of them that a running daemon takes up.
+    const LIVE: &'static [&'static str];
     /// What stands before a key in the environment, as `AGENTNET_`.
     const ENV: &'static str;
 
@@ -114,6 +116,19 @@ fn over_file<S: Settings>(
         .map_err(|error| ConfigError::Invalid(error.message().to_owned()))?;
     settings.check().map_err(ConfigError::Invalid)?;
     Ok(settings)
+}
+
+/// Returns the keys by which two settings differ.
+pub fn differing<S: Settings>(one: &S, other: &S) -> Vec<&'static str> {
+    let table = |settings| Value::try_from(settings).unwrap_or(Value::Table(Table::new()));
+    let (one, other) = (table(one), table(other));
+    let differs = |key: &&&str| look_up(&one, key) != look_up(&other, key);
+    S::KEYS.iter().filter(differs).copied().collect()
+}
+
+fn look_up<'a>(table: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.')
+        .try_fold(table, |within, name| within.get(name))
 }
 
 /// Returns the environment variable that sets `key`.

@@ -283,6 +283,7 @@ pub enum LogFormat {
 
 impl Settings for NodeSettings {
     const ENV: &'static str = "AGENTNET_";
+    const LIVE: &'static [&'static str] = &["dns.mode", "path.mode", "path.stun", "channel.suite"];
     const KEYS: &'static [&'static str] = &[
         "state",
         "socket",

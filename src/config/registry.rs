@@ -101,6 +101,7 @@ impl Default for LimitSettings {
 
 impl Settings for RegistrySettings {
     const ENV: &'static str = "AGENTNET_REGISTRY_";
+    const LIVE: &'static [&'static str] = &["operators"];
     const KEYS: &'static [&'static str] = &[
         "dir",
         "listen",

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io, net, net::SocketAddr, sync::Arc, time::Dura
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -33,7 +33,8 @@ const REFUSED: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct WssConfig {
     pub listen: SocketAddr,
-    pub tls: Arc<ServerConfig>,
+    /// For connections from now on.
+    pub tls: watch::Receiver<Arc<ServerConfig>>,
     /// Connections at once, of all sources and of one.
     pub connections: usize,
     pub per_source: usize,
@@ -208,7 +209,7 @@ fn forget(sources: &mut BTreeMap<Source, usize>, source: Source, fewer: usize) {
 
 /// Serves one connection to its end.
 async fn serve(tcp: TcpStream, at: SocketAddr, shared: &Shared) {
-    let tls = Arc::clone(&shared.config.tls);
+    let tls = Arc::clone(&shared.config.tls.borrow());
     let (sender, receiver) =
         match timeout(shared.config.handshake, wss::accept(tcp, tls, PATH)).await {
             Ok(Ok(halves)) => halves,

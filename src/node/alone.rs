@@ -68,6 +68,15 @@ pub(super) fn find(config: &NodeConfig, agent: Option<&str>) -> Result<Membershi
     Ok(state.memberships.swap_remove(index))
 }
 
+/// Tells whether an agent of this name joined here.
+pub fn has(config: &NodeConfig, agent: &str) -> Result<bool, AloneError> {
+    match find(config, Some(agent)) {
+        Ok(_) | Err(AloneError::Several(_)) => Ok(true),
+        Err(AloneError::NoSuchAgent(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Leaves the network of `agent`, or of the only one; its key is kept for when it comes back.
 pub async fn leave(
     config: &NodeConfig,

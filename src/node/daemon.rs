@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::config::{NodeConfig, SearchSettings};
+use crate::config::{NodeConfig, NodeSettings, SearchSettings};
 use crate::dataplane::{self, Realm};
 use crate::engine::membership::{Membership, State};
 use crate::id::{OverlayIp, Suffix};
@@ -118,18 +118,21 @@ struct Daemon {
 }
 
 /// Runs a node until `shutdown` ends or somebody asks it to stop; `ready` is called once it answers.
+///
+/// What `settings` becomes is taken up as far as [`NodeSettings::LIVE`](crate::config::Settings::LIVE) goes.
 pub async fn run(
     config: NodeConfig,
+    settings: Option<watch::Receiver<NodeSettings>>,
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce() + Send,
 ) -> Result<(), DaemonError> {
-    run_for(None, config, shutdown, ready).await
+    run_for(None, (config, settings), shutdown, ready).await
 }
 
 /// Does what [`run`] does; for a guest, if there is one, and no other agent.
 pub(super) async fn run_for(
     guest: Option<Guest>,
-    config: NodeConfig,
+    (config, settings): (NodeConfig, Option<watch::Receiver<NodeSettings>>),
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce() + Send,
 ) -> Result<(), DaemonError> {
@@ -184,7 +187,9 @@ pub(super) async fn run_for(
         let (stopping, stopped) = watch::channel(());
         let api = serve_api(listeners, &node, &stopped);
         ready();
-        up = daemon.serve(shutdown, &node.stop, &mut asked).await;
+        up = daemon
+            .serve(shutdown, &node.stop, (&mut asked, settings))
+            .await;
         drop(stopping);
         wait_for_api(api).await;
     }
@@ -252,6 +257,13 @@ fn make_carriers(
     let (carriers, lost) = Carriers::new(plane, config.wss.mode, proxies);
     core.set_carriers(carriers);
     Ok(lost)
+}
+
+/// Waits for other settings; None when there will be none.
+async fn renewed(settings: Option<&mut watch::Receiver<NodeSettings>>) -> Option<NodeSettings> {
+    let settings = settings?;
+    settings.changed().await.ok()?;
+    Some(settings.borrow_and_update().clone())
 }
 
 async fn wait_for_api(mut api: JoinSet<std::io::Result<()>>) {
@@ -335,7 +347,10 @@ impl Daemon {
         &mut self,
         shutdown: impl Future<Output = ()> + Send,
         stop: &Notify,
-        changes: &mut mpsc::Receiver<Change>,
+        (changes, mut settings): (
+            &mut mpsc::Receiver<Change>,
+            Option<watch::Receiver<NodeSettings>>,
+        ),
     ) -> Result<(), DaemonError> {
         tokio::pin!(shutdown);
         let handle = self.handle.clone();
@@ -348,6 +363,7 @@ impl Daemon {
                 () = handle.stopped() => return Err(Stopped.into()),
                 () = device_lost.notified() => self.restore_devices().await?,
                 () = self.names.changed() => self.follow_host_dns().await,
+                Some(new) = renewed(settings.as_mut()) => self.take_up(new).await?,
                 change = changes.recv() => match change {
                     // Nobody waits for the answer of a caller that went away.
                     Some(Change::Add(membership, done)) => {
@@ -368,6 +384,20 @@ impl Daemon {
                 },
             }
         }
+    }
+
+    /// Works by other settings from now on.
+    async fn take_up(&mut self, new: NodeSettings) -> Result<(), Stopped> {
+        let dns = new.dns.mode;
+        self.handle
+            .call(move |core| settle::again(&mut core.engine, &new))
+            .await?;
+        if self.names.set_mode(dns).await
+            && let Err(failed) = self.renew_names().await
+        {
+            warn!(%failed, "Names are not answered");
+        }
+        Ok(())
     }
 
     /// Adds an agent that just joined: kept first, then brought up.

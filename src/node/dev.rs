@@ -100,7 +100,7 @@ pub async fn run(
         name: plan.name.full(&plan.network, &node.suffix).to_string(),
         token_file: plan.dir.join("join.token"),
     };
-    let ran = daemon::run(node, shutdown, || ready(running)).await;
+    let ran = daemon::run(node, None, shutdown, || ready(running)).await;
     stop.send_replace(true);
     // Each logs its own errors; the node's are the answer.
     drop(tokio::join!(registry, gateway));
@@ -130,8 +130,10 @@ async fn start_registry(
     let settings = files.settings();
     let found = config::load::<RegistrySettings>(Some(&settings), &|_| None, Flags::default())?;
     let (ready, answers) = oneshot::channel();
+    let fixed = watch::channel(found.clone()).1;
     let serving = server::serve(
         RegistryConfig::new(found, &settings),
+        fixed,
         ended(stopped),
         |at| {
             // Nobody waits any more when the start was given up.
@@ -171,7 +173,9 @@ async fn start_gateway(
     }
     let found = config::load::<GatewaySettings>(Some(&settings), &|_| None, Flags::default())?;
     let (ready, answers) = oneshot::channel();
-    let serving = gateway::serve(GatewayConfig::new(found, &settings), ended(stopped), |at| {
+    let fixed = watch::channel(found.clone()).1;
+    let config = GatewayConfig::new(found, &settings);
+    let serving = gateway::serve(config, fixed, ended(stopped), |at| {
         // Nobody waits any more when the start was given up.
         drop(ready.send(at));
     });

@@ -6,6 +6,7 @@ mod others;
 mod peering;
 mod setup;
 mod status;
+mod told;
 
 use std::{
     io,
@@ -15,13 +16,14 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::GatewaySettings;
 use crate::gateway::alternates::AlternatesConfig;
 use crate::gateway::core::{CoreConfig, CoreKeys, MeshConfig};
 use crate::gateway::quota::{Allowance, QuotaConfig};
-use crate::gateway::server::{self, Gateway, GatewayCommand};
+use crate::gateway::server::{self, Gateway};
+use crate::node::gateway::told::Told;
 use crate::node::local_api::{self, SocketError};
 use crate::node::metrics;
 use crate::os::files::FileError;
@@ -147,8 +149,11 @@ impl GatewayConfig {
 }
 
 /// Runs a gateway until `shutdown` ends; calls `ready` with its addresses once it listens.
+///
+/// What `settings` becomes is taken up as far as [`GatewaySettings::LIVE`](crate::config::Settings::LIVE) goes.
 pub async fn serve(
     config: GatewayConfig,
+    settings: watch::Receiver<GatewaySettings>,
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(Vec<SocketAddr>) + Send,
 ) -> Result<(), GatewayError> {
@@ -157,12 +162,13 @@ pub async fn serve(
     let known = follow::Known::open(&config.dir)?;
     let peerings = peering::load(&config, &keys.domain)?;
     let listener = local_api::bind(&config.socket())?;
+    let (wss, certificate) = setup::wss(&config.settings)?.unzip();
     let server = server::GatewayConfig {
         listen: config.settings.udp.listen.clone(),
         recovery: config.dir.join("attachments.json"),
         core: config.core(),
         offload: config.settings.udp.offload,
-        wss: setup::wss(&config.settings)?,
+        wss,
         stun: AlternatesConfig {
             port: config.settings.stun.port(),
             addresses: config.settings.stun.alternate_addresses.clone(),
@@ -182,11 +188,13 @@ pub async fn serve(
     };
     let gateway = Gateway::bind(&server, core)?;
     let (commands, received) = mpsc::channel(MAX_COMMANDS);
-    let quota = GatewayCommand::SetQuota(config.quota());
-    // The queue is empty, and the server there.
-    drop(commands.try_send(quota));
-    drop(commands.try_send(GatewayCommand::SetPeerings(peerings.clone())));
-    let peering = tokio::spawn(peering::introduce(peerings, commands.clone()));
+    let told = Told {
+        config: config.clone(),
+        domain: keys.domain,
+        commands: commands.clone(),
+        certificate,
+    };
+    let told = tokio::spawn(told.follow(peerings, settings));
     let (stopping, stopped) = oneshot::channel::<()>();
     let asked = commands.clone();
     let read = move || status::metrics(asked.clone());
@@ -207,7 +215,7 @@ pub async fn serve(
     ready(gateway.addresses());
     gateway.run(received, shutdown).await;
     follow.abort();
-    peering.abort();
+    told.abort();
     if let Some(metrics) = metrics {
         metrics.abort();
     }

@@ -32,6 +32,7 @@ pub(super) struct HostNames {
     wanted: Option<Wanted>,
     /// A file that changes when root is to set what we may not: systemd can watch it.
     call: PathBuf,
+    state: PathBuf,
     told: watch::Sender<Dns>,
 }
 
@@ -61,9 +62,38 @@ impl HostNames {
             },
             wanted: None,
             call: socket.with_file_name(CALL),
+            state: state.to_owned(),
             told,
         };
         (names, seen)
+    }
+
+    /// Leaves the settings to another owner; false where it is the same.
+    pub(super) async fn set_mode(&mut self, mode: DnsMode) -> bool {
+        if self.report().mode == mode.as_str() {
+            return false;
+        }
+        self.take_back().await;
+        let settings = HostDns::new(mode, &self.state);
+        let is_off = mode == DnsMode::None;
+        self.watch = (!is_off).then(|| settings.watch());
+        self.settings = settings;
+        self.pace.clear();
+        self.found = Found {
+            owner: Owner::Nobody,
+            why: "",
+        };
+        self.set(
+            if is_off {
+                DnsState::Off
+            } else {
+                DnsState::Idle
+            },
+            None,
+        );
+        self.told
+            .send_modify(|dns| mode.as_str().clone_into(&mut dns.mode));
+        true
     }
 
     /// Waits until somebody may have changed the settings.

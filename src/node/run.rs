@@ -164,7 +164,7 @@ impl Guesthouse {
         let tell = || {
             let _gone = ready.send(());
         };
-        let node = daemon::run_for(Some(self.0), config, until, tell);
+        let node = daemon::run_for(Some(self.0), (config, None), until, tell);
         let mut node = std::pin::pin!(node);
         tokio::select! {
             ended = &mut node => return Err(ended.err().map_or(RunError::Stopped, Into::into)),

@@ -5,7 +5,7 @@ use std::io;
 use tokio::sync::mpsc;
 
 use crate::config::{
-    DataplaneSettings, MAX_WORKERS, NodeConfig, PathMode, PathSettings, SuiteChoice,
+    DataplaneSettings, MAX_WORKERS, NodeConfig, NodeSettings, PathMode, PathSettings, SuiteChoice,
 };
 use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, FromWorker};
 use crate::engine::{Engine, path::Mode};
@@ -15,10 +15,19 @@ use crate::wire::channel::{Suite, Suites};
 
 /// Has the engine work as the settings say.
 pub(super) fn engine(engine: &mut Engine, config: &NodeConfig) {
-    engine.set_path_mode(path_mode(config.path.mode), now());
-    engine.set_stun_servers(&config.path.stun, now());
-    engine.set_suites(suites(config.suite));
     engine.set_frame_ids(dataplane::frame_ids);
+    work_by(engine, &config.path, config.suite);
+}
+
+/// The same while it runs, for what may change then.
+pub(super) fn again(engine: &mut Engine, settings: &NodeSettings) {
+    work_by(engine, &settings.path, settings.channel.suite);
+}
+
+fn work_by(engine: &mut Engine, path: &PathSettings, suite: SuiteChoice) {
+    engine.set_path_mode(path_mode(path.mode), now());
+    engine.set_stun_servers(&path.stun, now());
+    engine.set_suites(suites(suite));
 }
 
 /// Tells whether the router is to be asked: peers are told no address of ours in the other modes.

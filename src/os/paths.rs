@@ -84,6 +84,18 @@ pub fn default_config(name: &str) -> Option<PathBuf> {
     Some(Path::new(SYSTEM_CONFIG).join(name)).filter(|path| path.exists())
 }
 
+/// Returns the file of a secret that the service manager hands over under this name (systemd.exec(5),
+/// Credentials); None when it hands over none.
+pub fn credential(name: &str, env: Env<'_>) -> Option<PathBuf> {
+    let folder = absolute(env, "CREDENTIALS_DIRECTORY")?;
+    Some(folder.join(name)).filter(|path| path.exists())
+}
+
+/// Reads an environment variable; an empty one counts as not set.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// XDG base directory specification: relative values are ignored.
 fn user_state(env: Env<'_>) -> Option<PathBuf> {
     let base = absolute(env, "XDG_STATE_HOME")

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::id::{Did, DomainId, DomainPrefix, IdentityKey, UnixTime};
 use crate::os::files::{FileError, StateFile, create_folder, create_private, read_text};
+use crate::os::paths;
 use crate::os::tls::{Pin, ServerKey, TlsError};
 use crate::os::{clock, random};
 use crate::registry::store::StoreError;
@@ -198,12 +199,20 @@ pub struct Identity {
     pub statement: Statement<Registry>,
 }
 
+/// Under which names a service manager hands over what is in `registry.key` and `tls.key`.
+const KEY_CREDENTIAL: &str = "agentnet.registry-key";
+const TLS_CREDENTIAL: &str = "agentnet.registry-tls-key";
+
 /// Reads a registry's keys; a missing or damaged one is an error and stays as it is.
+///
+/// Those that the service manager hands over go before those in the directory.
 pub fn load(files: &Files) -> Result<Identity, FileError> {
-    let key = read_key(&files.key())?;
+    let given = |name| paths::credential(name, &paths::environment);
+    let key = read_key(&given(KEY_CREDENTIAL).unwrap_or_else(|| files.key()))?;
     let damaged = |path: PathBuf, why: String| FileError::Damaged { path, why };
-    let pem = Zeroizing::new(read_text(&files.tls())?);
-    let tls = ServerKey::from_pem(&pem).map_err(|e| damaged(files.tls(), e.to_string()))?;
+    let tls = given(TLS_CREDENTIAL).unwrap_or_else(|| files.tls());
+    let pem = Zeroizing::new(read_text(&tls)?);
+    let tls = ServerKey::from_pem(&pem).map_err(|e| damaged(tls, e.to_string()))?;
     let statement = Statement::<Registry>::open(&read_text(&files.statement())?)
         .map_err(|error| damaged(files.statement(), error.to_string()))?;
     let matches = statement.subject() == key.did();

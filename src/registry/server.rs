@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::RegistryConfig;
+use crate::config::{RegistryConfig, RegistrySettings};
 use crate::os::clock;
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
@@ -72,8 +72,11 @@ pub fn sandbox(config: &RegistryConfig) -> Sandbox {
 }
 
 /// Runs a registry until `shutdown` resolves; calls `ready` with its address once it listens.
+///
+/// Its operators are those of `settings_now`, at any time.
 pub async fn serve(
     config: RegistryConfig,
+    settings_now: watch::Receiver<RegistrySettings>,
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), ServeError> {
@@ -92,7 +95,7 @@ pub async fn serve(
         key: identity.key,
         statement: identity.statement,
         url: url.clone(),
-        operators: settings.operators.into_iter().collect(),
+        settings: settings_now,
         lease: settings.lease,
         limits: settings.limits,
         store: store.clone(),

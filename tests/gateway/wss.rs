@@ -13,6 +13,7 @@ use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::watch,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -67,7 +68,7 @@ impl World {
         .unwrap();
         let mut listener = WssConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
-            tls: wss::server_of(&certificate, &key).unwrap(),
+            tls: watch::channel(wss::server_of(&certificate, &key).unwrap()).1,
             connections: 100,
             per_source: 50,
             handshake: PATIENCE,

@@ -39,6 +39,7 @@ mod peering;
 mod portmap;
 mod process;
 mod relayed;
+mod reload;
 mod revoke;
 mod routes;
 mod run;

@@ -5,6 +5,7 @@ use agentnet::registry::server::{ServeError, serve};
 use agentnet::statement::ConsentState;
 use agentnet::wire::api::problem::Code;
 use agentnet::wire::api::registry::{EventKind, Resolve};
+use tokio::sync::watch;
 
 use crate::support::{Folder, SOON, World, code, now};
 
@@ -191,8 +192,11 @@ async fn start_at(world: &World, at: std::net::SocketAddr) -> ServeError {
         listen: at,
         ..RegistrySettings::default()
     };
+    let fixed = watch::channel(settings.clone()).1;
     let config = RegistryConfig::new(settings, &world.made.files.settings());
-    let served = serve(config, std::future::pending(), |_| panic!("it listens"));
+    let served = serve(config, fixed, std::future::pending(), |_| {
+        panic!("it listens")
+    });
     tokio::time::timeout(SOON, served)
         .await
         .unwrap()

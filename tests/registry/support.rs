@@ -22,7 +22,7 @@ use agentnet::statement::{
 };
 use agentnet::wire::api::problem::Code;
 use agentnet::wire::api::registry::EventKind;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -117,6 +117,7 @@ impl World {
 
     pub(crate) async fn run(&mut self) {
         let config = RegistryConfig::new(self.settings.clone(), &self.made.files.settings());
+        let fixed = watch::channel(self.settings.clone()).1;
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, told) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -124,7 +125,7 @@ impl World {
                 drop(stopped.await);
             };
             let ready = |at| tell.send(at).unwrap();
-            serve(config, stopped, ready).await.unwrap();
+            serve(config, fixed, stopped, ready).await.unwrap();
         });
         self.at = told.await.unwrap();
         self.running = Some((stop, task));

@@ -13,7 +13,7 @@ const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/systemd-tree");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agentnet");
 
 /// What is tested, as it lies in the repository and as a package puts it.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     (
         "systemd/agentnet.service",
         "/usr/lib/systemd/system/agentnet.service",
@@ -37,6 +37,10 @@ const FILES: [(&str, &str); 7] = [
     (
         "systemd/agentnet.rules",
         "/usr/share/polkit-1/rules.d/agentnet.rules",
+    ),
+    (
+        "systemd/agentnet.tmpfiles",
+        "/usr/lib/tmpfiles.d/agentnet.conf",
     ),
     (
         "systemd/agentnet.sysusers",

@@ -42,6 +42,26 @@ until_so sh -c 'ss -ltn | grep -q :8000'
 [ "$(curl -sf --max-time 5 http://a.acme.agent:8000/)" = hello ]
 agentnet gateway status --config /var/lib/agentnet-gateway/gateway.toml
 
+# Settings are read anew while all goes on.
+systemctl reload agentnet agentnet-gateway agentnet-registry
+for unit in agentnet agentnet-gateway agentnet-registry; do
+  until_so sh -c "journalctl -u $unit --no-pager | grep 'Settings read anew'"
+done
+[ "$(systemctl show -p MainPID --value agentnet)" = "$node" ]
+getent hosts a.acme.agent
+
+# Keys and a token that systemd hands over.
+mkdir -p /run/credstore
+chmod 700 /run/credstore
+mv /var/lib/agentnet-gateway/gateway.key /run/credstore/agentnet.gateway-key
+mv /var/lib/agentnet-registry/registry.key /run/credstore/agentnet.registry-key
+mv /var/lib/agentnet-registry/tls.key /run/credstore/agentnet.registry-tls-key
+agentnet token create acme --name b --out /run/credstore/agentnet.join-token
+systemctl restart agentnet-registry agentnet-gateway agentnet
+until_so sh -c 'agentnet gateway status --config /var/lib/agentnet-gateway/gateway.toml | grep -q "2 agents attached"'
+getent hosts b.acme.agent
+rm /run/credstore/agentnet.join-token
+
 systemctl restart agentnet
 [ "$(getent hosts a.acme.agent | cut -d' ' -f1)" = "$address" ]
 for unit in agentnet-gateway agentnet-registry agentnet; do

@@ -2,25 +2,32 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::config::GatewaySettings;
+use crate::config::gateway::WssSettings;
 use crate::gateway::wss::{HANDSHAKE, PATH, WssConfig};
 use crate::id::{Did, DomainId, IdentityKey, TunnelSecret};
 use crate::node::gateway::GatewayError;
 use crate::os::files::{StateFile, create_folder, create_private};
 use crate::os::tls::Pin;
 use crate::os::wss::{CertificateError, self_signed, server_of};
-use crate::os::{clock, random};
+use crate::os::{clock, paths, random};
 use crate::registry::client::{Caller, RegistryClient};
 use crate::statement::token::OperatorToken;
 use crate::wire::api::registry::GatewayBody;
 
 /// Version of the key file's contents.
 const VERSION: u32 = 1;
+
+/// Under which name a service manager hands over what is in `gateway.key`.
+const CREDENTIAL: &str = "agentnet.gateway-key";
 
 /// What a certificate that a gateway made itself is for; nobody looks.
 const CERTIFICATE_NAME: &str = "gateway.invalid";
@@ -148,8 +155,12 @@ fn write(plan: &Plan, keys: &Keys, key: &Path, settings: &Path) -> Result<(), Ga
 }
 
 /// Reads a gateway's keys; a damaged file is an error and stays as it is.
+///
+/// Those that the service manager hands over go before those in the directory.
 pub(super) fn load(dir: &Path) -> Result<Keys, GatewayError> {
-    let (_, keys) = StateFile::open::<Keys>(&key_file(dir), VERSION)?;
+    let given = paths::credential(CREDENTIAL, &paths::environment);
+    let file = given.unwrap_or_else(|| key_file(dir));
+    let (_, keys) = StateFile::open::<Keys>(&file, VERSION)?;
     keys.ok_or_else(|| GatewayError::Missing(dir.to_owned()))
 }
 
@@ -185,17 +196,25 @@ fn wss_at(udp: &[String], port: u16) -> Vec<String> {
     all
 }
 
-/// Returns what WebSockets of a gateway need; None where it has none.
-pub(super) fn wss(settings: &GatewaySettings) -> Result<Option<WssConfig>, CertificateError> {
+/// What WebSockets need, and what gives them another certificate.
+pub(super) type Carried = (WssConfig, watch::Sender<Arc<ServerConfig>>);
+
+/// Returns what those are shown who connect to a gateway.
+pub(super) fn certificate(wss: &WssSettings) -> Result<Arc<ServerConfig>, CertificateError> {
+    match (&wss.certificate, &wss.key) {
+        (Some(certificate), Some(key)) => server_of(certificate, key),
+        (Some(_) | None, _) => self_signed(&[CERTIFICATE_NAME.to_owned()]),
+    }
+}
+
+/// Returns the same for a gateway of these settings; None where it has none.
+pub(super) fn wss(settings: &GatewaySettings) -> Result<Option<Carried>, CertificateError> {
     let wss = &settings.wss;
     let Some(listen) = wss.listen else {
         return Ok(None);
     };
-    let tls = match (&wss.certificate, &wss.key) {
-        (Some(certificate), Some(key)) => server_of(certificate, key)?,
-        (Some(_) | None, _) => self_signed(&[CERTIFICATE_NAME.to_owned()])?,
-    };
-    Ok(Some(WssConfig {
+    let (renew, tls) = watch::channel(certificate(wss)?);
+    let config = WssConfig {
         listen,
         tls,
         connections: wss.connections,
@@ -203,7 +222,8 @@ pub(super) fn wss(settings: &GatewaySettings) -> Result<Option<WssConfig>, Certi
         handshake: HANDSHAKE,
         // Agents say something every 25 s; after two leases they are no more attached anyway.
         idle: 2 * Duration::from_secs(settings.attach.lease),
-    }))
+    };
+    Ok(Some((config, renew)))
 }
 
 fn key_file(dir: &Path) -> PathBuf {

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::config::{LeaseSettings, LimitSettings};
+use crate::config::{LeaseSettings, LimitSettings, RegistrySettings};
 use crate::id::{Did, DomainId, IdentityKey, NetworkId, UnixTime};
 use crate::id::{DomainPrefix, NetworkPrefix};
 use crate::registry::api::error::ApiError;
@@ -35,7 +35,7 @@ pub struct AppParts {
     /// The domain root's statement that names the key.
     pub statement: Statement<Registry>,
     pub url: String,
-    pub operators: BTreeSet<Did>,
+    pub settings: watch::Receiver<RegistrySettings>,
     pub lease: LeaseSettings,
     pub limits: LimitSettings,
     pub store: Arc<dyn Store>,
@@ -98,13 +98,18 @@ impl App {
         lock(&self.keys).take(key, now)
     }
 
+    /// Tells whether the settings name the key, as they are now.
+    fn is_operator(&self, key: &Did) -> bool {
+        self.parts.settings.borrow().operators.contains(key)
+    }
+
     /// Checks that a caller may make a call about the domain.
     pub(super) async fn admit(&self, call: Call, proven: &Proven) -> Result<(), ApiError> {
         if proven.network.is_some() {
             return Err(ApiError::with(Code::Forbidden, "signed for a network"));
         }
         let standing = Standing {
-            operator: self.parts.operators.contains(&proven.key),
+            operator: self.is_operator(&proven.key),
             gateway: self.store().is_gateway(&proven.key).await?,
             ..Standing::default()
         };
