@@ -87,6 +87,7 @@ impl ConnectArgs {
         let peer = client.get::<PathReport>("/v1/path", &query).await?;
         let query = WhoisQuery {
             address: peer.address.ip(),
+            end: None,
         };
         let whois = client.get::<Whois>("/v1/whois", &query).await?;
         let (name, port) = (peer.name, self.target.port);

@@ -131,7 +131,8 @@ impl Context {
         Ok(NodeConfig::new(settings, state, socket))
     }
 
-    fn socket(&self) -> Result<PathBuf, Failure> {
+    /// Returns where the daemon's local API is that commands reach.
+    pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
         let settings = self.settings(Flags::default())?;
         let socket = match (settings.socket, settings.state) {
             (Some(socket), _) => paths::checked_socket(socket)?,

@@ -5,8 +5,9 @@ use clap::Args;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
-use crate::cli::values::Secret;
+use crate::cli::values::{Secret, user};
 use crate::config::Flags;
+use crate::engine::membership::Placement;
 use crate::id::MemberName;
 use crate::node::alone;
 use crate::os::clock;
@@ -29,6 +30,14 @@ pub(super) struct JoinArgs {
     /// Take this name [default: the token's, when it allows but one]
     #[arg(long, value_name = "NAME")]
     name: Option<MemberName>,
+
+    /// Give the agent no device on this host: programs have it by `agentnet run --agent NAME`
+    #[arg(long)]
+    apart: bool,
+
+    /// Let programs of this user have it too, by name or number [default: of root and of group agentnet]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    user: Option<u32>,
 }
 
 impl JoinArgs {
@@ -37,6 +46,8 @@ impl JoinArgs {
         let request = JoinRequest {
             token: secret.read()?,
             name: self.name,
+            apart: self.apart,
+            user: self.user,
         };
         let client = context.client()?;
         let joined = if client.is_up() {
@@ -44,7 +55,11 @@ impl JoinArgs {
         } else {
             let token = request.token.parse::<JoinToken>()?;
             let config = context.node_config(Flags::default())?;
-            alone::join(&config, &token, request.name, clock::unix()).await?
+            let placement = Placement {
+                apart: request.apart,
+                user: request.user,
+            };
+            alone::join(&config, &token, request.name, placement, clock::unix()).await?
         };
         context.out.done(&joined)
     }

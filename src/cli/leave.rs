@@ -18,16 +18,20 @@ pub(super) struct LeaveArgs {
 
 impl LeaveArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let client = context.client()?;
-        let agent = self.of.agent;
-        let left = if client.is_up() {
-            client.post::<Left>("/v1/leave", &OfAgent { agent }).await?
-        } else {
-            let config = context.node_config(Flags::default())?;
-            alone::leave(&config, agent.as_deref(), clock::unix()).await?
-        };
-        context.out.done(&left)
+        leave(context, self.of.agent).await
     }
+}
+
+/// Has an agent leave its network: the one named, or the only one.
+pub(super) async fn leave(context: &Context, agent: Option<String>) -> Result<(), Failure> {
+    let client = context.client()?;
+    let left = if client.is_up() {
+        client.post::<Left>("/v1/leave", &OfAgent { agent }).await?
+    } else {
+        let config = context.node_config(Flags::default())?;
+        alone::leave(&config, agent.as_deref(), clock::unix()).await?
+    };
+    context.out.done(&left)
 }
 
 impl Show for Left {

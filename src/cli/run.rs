@@ -11,9 +11,11 @@ use crate::cli::up::Way;
 use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, LogLevel, LogSettings, NodeConfig};
 use crate::id::MemberName;
+use crate::node::by_daemon::{Carrier, CarryError};
 use crate::node::run::{Entry, RunError, run, wanted};
 use crate::os::namespace::{Blocked, Ending, Namespace, check_threads};
 use crate::statement::token::JoinToken;
+use crate::wire::api::problem::Code;
 
 /// Threads of the smallest node: two of its runtime, one that carries packets, and one that waits.
 const THREADS: usize = 4;
@@ -87,7 +89,14 @@ impl RunArgs {
             ..config.log
         };
         daemon::start_log(log, context)?;
-        let namespace = Namespace::make(&self.program, wanted(&config))?;
+        let carrier = match &entry {
+            Entry::Member(agent) => carrier(context, agent.as_deref())?,
+            Entry::Token { .. } => None,
+        };
+        let wanted = carrier
+            .as_ref()
+            .map_or_else(|| wanted(&config), Carrier::wanted);
+        let namespace = Namespace::make(&self.program, wanted)?;
         let failed =
             |error: io::Error| Failure::new(Exit::Failed, format!("cannot start: {error}"));
         // From here on, since what was started before would have inherited it.
@@ -100,7 +109,11 @@ impl RunArgs {
             .map_err(failed)?;
         let ran = runtime.block_on(async {
             let signals = blocked.hear().map_err(failed)?;
-            match run(config, entry, namespace, signals).await {
+            let ran = match carrier {
+                Some(carrier) => carrier.run(namespace, signals).await,
+                None => run(config, entry, namespace, signals).await,
+            };
+            match ran {
                 Err(RunError::Asked(signal)) => Ok(Ending::Killed(signal)),
                 ran => Ok::<_, Failure>(ran?),
             }
@@ -143,6 +156,15 @@ impl RunArgs {
             name: self.name.clone(),
             is_brief: !context.has_state(),
         })
+    }
+}
+
+/// Finds the daemon that runs the agent; None where there is none, or it has no such agent.
+fn carrier(context: &Context, agent: Option<&str>) -> Result<Option<Carrier>, Failure> {
+    match Carrier::ask(&context.socket()?, agent) {
+        // It may be one that joined without a daemon, in a state directory of its own.
+        Err(CarryError::Refused(problem)) if problem.code == Code::NotFound => Ok(None),
+        asked => Ok(asked.map_err(RunError::from)?),
     }
 }
 

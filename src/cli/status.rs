@@ -70,7 +70,12 @@ impl Show for Status {
 
 impl Status {
     fn agent_text(&self, agent: &AgentStatus) -> String {
-        let device = agent.device.as_deref().unwrap_or("no device");
+        let device = match (agent.device.as_deref(), agent.program) {
+            (Some(device), Some(process)) => format!("{device} of process {process}"),
+            (Some(device), None) => device.to_owned(),
+            (None, _) if agent.apart => "no device: no program runs (agentnet run)".to_owned(),
+            (None, _) => "no device".to_owned(),
+        };
         let renews = if agent.membership.renews {
             "renews itself, else "
         } else {

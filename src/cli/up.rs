@@ -9,6 +9,7 @@ use crate::cli::failure::Failure;
 use crate::cli::reload;
 use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, NodeConfig, PathMode};
+use crate::engine::membership::Placement;
 use crate::id::MemberName;
 use crate::node::alone::{self, AloneError};
 use crate::node::daemon::run;
@@ -131,7 +132,15 @@ impl UpArgs {
         }
         let token = Secret::of("--token-file", file, "AGENTNET_TOKEN")?.read()?;
         let token = token.parse::<JoinToken>()?;
-        match alone::join(config, &token, self.name.clone(), clock::unix()).await {
+        match alone::join(
+            config,
+            &token,
+            self.name.clone(),
+            Placement::default(),
+            clock::unix(),
+        )
+        .await
+        {
             Ok(joined) => {
                 info!(name = joined.name, address = %joined.address, "Joined");
                 Ok(())

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use nix::unistd::User;
+
 use crate::cli::failure::{Exit, Failure};
 use crate::os::files;
 use crate::statement::Protocol;
@@ -54,6 +56,18 @@ pub(super) fn pause(text: &str) -> Result<Duration, String> {
         return Err("must be at least 10ms".to_owned());
     }
     Ok(Duration::from_millis(number).min(MAX_DURATION))
+}
+
+/// Reads a user's name or number.
+pub(super) fn user(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match User::from_name(text) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err(format!("no user {text} on this host")),
+        Err(error) => Err(format!("cannot look up the user: {error}")),
+    }
 }
 
 /// A TCP port as `tcp/8000`.

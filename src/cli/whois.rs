@@ -1,4 +1,4 @@
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 
 use clap::Args;
 
@@ -11,14 +11,29 @@ use crate::wire::api::local::{Whois, WhoisQuery};
 /// Tell which agent has an address, as proven by its key
 #[derive(Args, Debug)]
 pub(super) struct WhoisArgs {
-    /// Overlay address of an agent (IPv6)
+    /// Overlay address of an agent, or the other end of a connection: fd..., or [fd...]:PORT as
+    /// getpeername(2) has it
+    #[arg(value_parser = end)]
     address: Ipv6Addr,
+
+    /// This end of the connection, as getsockname(2) has it, where the host has several agents
+    #[arg(long, value_name = "ADDR", value_parser = end)]
+    end: Option<Ipv6Addr>,
+}
+
+/// Reads an address with or without a port.
+fn end(text: &str) -> Result<Ipv6Addr, String> {
+    let with_port = text.parse::<SocketAddrV6>().map(|end| *end.ip());
+    with_port
+        .or_else(|_| text.parse())
+        .map_err(|_| "no IPv6 address, as fd00::1 or [fd00::1]:8000".to_owned())
 }
 
 impl WhoisArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         let query = WhoisQuery {
             address: self.address,
+            end: self.end,
         };
         let whois = context.client()?.get::<Whois>("/v1/whois", &query).await?;
         context.out.print(&whois)

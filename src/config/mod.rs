@@ -120,7 +120,7 @@ fn over_file<S: Settings>(
 
 /// Returns the keys by which two settings differ.
 pub fn differing<S: Settings>(one: &S, other: &S) -> Vec<&'static str> {
-    let table = |settings| Value::try_from(settings).unwrap_or(Value::Table(Table::new()));
+    let table = |settings| Value::try_from(settings).unwrap_or_else(|_| Table::new().into());
     let (one, other) = (table(one), table(other));
     let differs = |key: &&&str| look_up(&one, key) != look_up(&other, key);
     S::KEYS.iter().filter(differs).copied().collect()

@@ -149,6 +149,17 @@ impl Outgoing {
     }
 }
 
+/// Where programs find an agent's network on this host, and who may run them.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Placement {
+    /// Whether it is in namespaces of programs alone, and not on the host's own network.
+    #[serde(default)]
+    pub apart: bool,
+    /// Number of the user who may run programs in such namespaces, beside those who may change the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
+}
+
 /// One agent in one network, as it is kept on disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Membership {
@@ -196,6 +207,8 @@ pub struct Membership {
     pub gateways: BTreeMap<Did, Statement<Gateway>>,
     #[serde(default)]
     pub outbox: VecDeque<Outgoing>,
+    #[serde(default)]
+    pub placement: Placement,
     /// Peers that speak only WireGuard, by the word of this node's operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wireguard: Vec<WireGuard>,
@@ -268,6 +281,7 @@ impl Membership {
             revocations: RevocationLog::default(),
             gateways: BTreeMap::new(),
             outbox: VecDeque::new(),
+            placement: Placement::default(),
             wireguard: Vec::new(),
             signed: Signed::default(),
             proven: ProvenChains::default(),

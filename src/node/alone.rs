@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::config::NodeConfig;
-use crate::engine::membership::Membership;
+use crate::engine::membership::{Membership, Placement};
 use crate::id::{MemberName, UnixTime};
 use crate::node::join::{self, JoinError};
 use crate::node::store::{Store, StoreError};
@@ -42,9 +42,10 @@ pub async fn join(
     config: &NodeConfig,
     token: &JoinToken,
     name: Option<MemberName>,
+    placement: Placement,
     now: UnixTime,
 ) -> Result<Joined, AloneError> {
-    let membership = enter(config, token, name, now).await?;
+    let membership = enter(config, token, (name, placement), now).await?;
     Ok(join::joined(&membership, false)?)
 }
 
@@ -52,11 +53,12 @@ pub async fn join(
 pub(super) async fn enter(
     config: &NodeConfig,
     token: &JoinToken,
-    name: Option<MemberName>,
+    (name, placement): (Option<MemberName>, Placement),
     now: UnixTime,
 ) -> Result<Membership, AloneError> {
     let (store, state) = Store::open(&config.state)?;
-    let membership = join::join(token, name, &config.suffix, &state, now).await?;
+    let mut membership = join::join(token, name, &config.suffix, &state, now).await?;
+    membership.placement = placement;
     join::keep(&store, state, membership.clone())?;
     Ok(membership)
 }
@@ -66,6 +68,12 @@ pub(super) fn find(config: &NodeConfig, agent: Option<&str>) -> Result<Membershi
     let (_store, mut state) = Store::open(&config.state)?;
     let index = choose(&state.memberships, agent)?;
     Ok(state.memberships.swap_remove(index))
+}
+
+/// Returns the agents that joined here.
+pub fn list(config: &NodeConfig) -> Result<Vec<Membership>, AloneError> {
+    let (_store, state) = Store::open(&config.state)?;
+    Ok(state.memberships)
 }
 
 /// Tells whether an agent of this name joined here.

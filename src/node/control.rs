@@ -3,6 +3,7 @@
 mod list;
 mod paths;
 mod ping;
+mod scoped;
 mod warnings;
 mod wireguard;
 
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info};
 
 use crate::engine::{
-    membership::{self, Membership, Selector},
+    membership::{self, Membership, Placement, Selector},
     path::Path,
     trust::TrustError,
 };
@@ -38,6 +39,8 @@ use crate::wire::api::{
     },
     problem::{Code, Problem},
 };
+
+pub(super) use scoped::{Scoped, allowed};
 
 /// How long leaving waits for the registry before it goes on without.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -102,11 +105,20 @@ fn of_registry(error: ClientError) -> Problem {
 
 /// Finds the local agent a caller means: the one named, or the only one.
 fn choose(core: &Core, agent: Option<&str>) -> Result<OverlayIp, Problem> {
+    choose_of(core, core.engine.locals(), agent)
+}
+
+/// The same of some local agents.
+fn choose_of(
+    core: &Core,
+    locals: impl IntoIterator<Item = OverlayIp>,
+    agent: Option<&str>,
+) -> Result<OverlayIp, Problem> {
     let named = |local: &OverlayIp| {
         let name = core.engine.name(*local);
         name.is_some_and(|name| agent.is_none_or(|wanted| is_called(&name, wanted)))
     };
-    let found = core.engine.locals().filter(named).collect::<Vec<_>>();
+    let found = locals.into_iter().filter(named).collect::<Vec<_>>();
     match (found.as_slice(), agent) {
         ([one], _) => Ok(*one),
         ([], None) => Err(Problem::with(
@@ -258,7 +270,7 @@ impl Control for Node {
 
     async fn whois(&self, query: WhoisQuery) -> Result<Whois, Problem> {
         self.handle
-            .call(move |core| list::whois(core, query.address))
+            .call(move |core| list::whois(core, query))
             .await?
     }
 
@@ -362,7 +374,11 @@ impl Control for Node {
     async fn join(&self, join: JoinRequest) -> Result<Joined, Problem> {
         let token = join.token.parse::<JoinToken>();
         let token = token.map_err(|error| Problem::with(Code::BadRequest, error))?;
-        self.join_network(&token, join.name).await
+        let placement = Placement {
+            apart: join.apart,
+            user: join.user,
+        };
+        self.join_network(&token, join.name, placement).await
     }
 
     async fn leave(&self, leave: OfAgent) -> Result<Left, Problem> {
@@ -381,6 +397,7 @@ impl Node {
         &self,
         token: &JoinToken,
         name: Option<MemberName>,
+        placement: Placement,
     ) -> Result<Joined, Problem> {
         if self.is_private {
             let mut problem = Problem::with(Code::Forbidden, "this node runs for one program");
@@ -388,7 +405,8 @@ impl Node {
             return Err(problem);
         }
         let state = self.handle.call(|core| core.engine.state()).await?;
-        let membership = join::join(token, name, &self.suffix, &state, clock::unix()).await?;
+        let mut membership = join::join(token, name, &self.suffix, &state, clock::unix()).await?;
+        membership.placement = placement;
         let joined = join::joined(&membership, true)?;
         let (done, added) = oneshot::channel();
         let change = Asked::Add(Box::new(membership), done);

@@ -1,6 +1,7 @@
 //! The node daemon: puts the parts together, keeps them, and takes them apart.
 
 mod naming;
+mod visitors;
 
 use std::{
     collections::BTreeMap, net::SocketAddr, os::unix::net::UnixListener, sync::Arc, time::Duration,
@@ -23,9 +24,9 @@ use crate::node::{
     driver::{self, Core, HOST, Handle, Stopped, now},
     gateways,
     host_dns::HostNames,
-    lent::{self, Lent},
+    lent::Lent,
     local_api::{self, LocalListener, SocketError},
-    network, portmap,
+    network, portmap, programs,
     resolver::Resolver,
     running::{Change, Facts, Node},
     settle,
@@ -115,6 +116,8 @@ struct Daemon {
     facts: watch::Sender<BTreeMap<OverlayIp, Facts>>,
     sent: Arc<Notify>,
     device_lost: Arc<Notify>,
+    /// The program's that came last.
+    realm: Realm,
 }
 
 /// Runs a node until `shutdown` ends or somebody asks it to stop; `ready` is called once it answers.
@@ -139,6 +142,10 @@ pub(super) async fn run_for(
     let (store, mut state) = Store::open(&config.state)?;
     let parked = park(&mut state, guest.as_ref());
     let mut listeners = vec![local_api::bind(&config.socket)?];
+    let programs = match &guest {
+        Some(_) => None,
+        None => Some(programs::bind(&config.socket)?),
+    };
     let udp = udp::bind_shared(config.port, dataplane::SOCKETS)?;
     let port = udp.first().map_or(Ok(config.port), UdpPort::port);
     let port = port.map_err(DaemonError::Dataplane)?;
@@ -168,6 +175,8 @@ pub(super) async fn run_for(
         suffix: config.suffix.clone(),
         changes,
         is_private: guest.is_some(),
+        offload: config.offload,
+        queues: settle::workers(config.dataplane),
         facts: seen,
         mapped: mapping.told.clone(),
     });
@@ -181,17 +190,23 @@ pub(super) async fn run_for(
         facts,
         sent: Arc::clone(&node.sent),
         device_lost,
+        realm: GUEST,
     };
     let mut up = daemon.bring_up(memberships, guest, &mut listeners).await;
     if up.is_ok() {
         let (stopping, stopped) = watch::channel(());
         let api = serve_api(listeners, &node, &stopped);
+        let programs = programs.map(|at| programs::serve(at, Arc::clone(&node), stopped));
+        let programs = programs.map(tokio::spawn);
         ready();
         up = daemon
             .serve(shutdown, &node.stop, (&mut asked, settings))
             .await;
         drop(stopping);
         wait_for_api(api).await;
+        if let Some(programs) = programs {
+            drop(programs.await);
+        }
     }
     drop(followers);
     daemon.take_down().await;
@@ -302,14 +317,24 @@ impl Daemon {
             for membership in memberships {
                 self.start(guest.local, membership, None).await?;
             }
-            listeners.extend(guest.api.map(LocalListener::of).transpose()?);
+            listeners.extend(
+                guest
+                    .api
+                    .map(|api| LocalListener::of(api, None))
+                    .transpose()?,
+            );
             return self.take_in(guest.local, guest.lent, GUEST).await;
         }
-        let is_only = memberships.len() == 1;
+        let is_apart = |m: &Membership| m.placement.apart;
+        let is_only = memberships.iter().filter(|m| !is_apart(m)).count() == 1;
         for membership in memberships {
             let Some(local) = membership.address() else {
                 continue;
             };
+            if membership.placement.apart {
+                self.start(local, membership, None).await?;
+                continue;
+            }
             let device = match agent::bring_up(&self.handle, local, self.offload).await {
                 Err(error) if is_only => return Err(error.into()),
                 Err(error) => {
@@ -322,25 +347,6 @@ impl Daemon {
             self.start(local, membership, device).await?;
         }
         self.renew_names().await
-    }
-
-    /// Has an agent live in a program's namespace.
-    async fn take_in(
-        &mut self,
-        local: OverlayIp,
-        lent: Lent,
-        realm: Realm,
-    ) -> Result<(), DaemonError> {
-        let Some(running) = self.running.get_mut(&local) else {
-            return Ok(());
-        };
-        let who = (&running.membership, &self.suffix);
-        let taken = lent::take_in(&self.handle, who, (local, realm), lent).await?;
-        running.facts.device = Some(taken.0);
-        running.apart = taken.1;
-        running.realm = realm;
-        self.publish_facts();
-        Ok(())
     }
 
     async fn serve(
@@ -370,6 +376,13 @@ impl Daemon {
                         let added = self.add(*membership).await.map_err(|error| error.to_string());
                         drop(done.send(added));
                     }
+                    Some(Change::TakeIn(local, visitor, done)) => {
+                        let taken = self.welcome(local, *visitor).await;
+                        if let Err(Ok((local, realm))) = done.send(taken).map_err(|t| t.map(|r| (local, r))) {
+                            self.let_go(local, realm).await;
+                        }
+                    }
+                    Some(Change::LetGo(local, realm)) => self.let_go(local, realm).await,
                     Some(Change::Remove(local, done)) => drop(done.send(self.remove(local).await)),
                     Some(Change::ApplyDns(done)) => {
                         self.names.resume();
@@ -415,6 +428,9 @@ impl Daemon {
         let Some(local) = added else {
             return Ok(());
         };
+        if membership.placement.apart {
+            return self.start(local, membership, None).await;
+        }
         let device = agent::bring_up(&self.handle, local, self.offload).await?;
         self.start(local, membership, Some(device)).await?;
         self.renew_names().await
@@ -501,6 +517,7 @@ impl Daemon {
         .abort_handle();
         let facts = Facts {
             device,
+            program: None,
             deaf: None,
             url: membership.url.clone(),
             link: seen,

@@ -200,6 +200,13 @@ impl Core {
         self.publish();
     }
 
+    /// Tells whether programs of the host may use the agent.
+    pub fn is_on_host(&self, local: OverlayIp) -> bool {
+        let membership = self.engine.membership(local);
+        let is_apart = membership.is_some_and(|membership| membership.placement.apart);
+        !is_apart && !self.realms.contains_key(&local)
+    }
+
     /// Returns the data plane.
     pub const fn dataplane(&self) -> &DataplaneHandle {
         &self.dataplane

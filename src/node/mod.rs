@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod alone;
+pub mod by_daemon;
 pub mod carriers;
 pub mod causes;
 mod control;
@@ -20,6 +21,7 @@ pub mod netcheck;
 mod network;
 pub mod owner;
 mod portmap;
+mod programs;
 mod punch;
 pub mod resolver;
 pub mod run;

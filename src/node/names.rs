@@ -42,7 +42,8 @@ impl Directory for Names {
         let is_shared = self.is_shared;
         let found = self.handle.call(move |core| {
             let others = core.engine.locals();
-            let others = others.filter(|local| is_shared && *local != asker);
+            let others =
+                others.filter(|local| is_shared && *local != asker && core.is_on_host(*local));
             let askers = std::iter::once(asker).chain(others).collect::<Vec<_>>();
             askers
                 .into_iter()
@@ -59,7 +60,8 @@ impl Directory for Names {
         let is_shared = self.is_shared;
         let found = self.handle.call(move |core| {
             let others = core.engine.locals();
-            let others = others.filter(|local| is_shared && *local != asker);
+            let others =
+                others.filter(|local| is_shared && *local != asker && core.is_on_host(*local));
             let mut askers = std::iter::once(asker).chain(others);
             askers.find_map(|asker| core.engine.by_address(asker, address))
         });

@@ -9,10 +9,11 @@ use tracing::{debug, warn};
 
 use crate::config::NodeConfig;
 use crate::dataplane::Device;
-use crate::engine::membership::Membership;
+use crate::engine::membership::{Membership, Placement};
 use crate::id::MemberName;
 use crate::node::agent::MTU;
 use crate::node::alone::{self, AloneError};
+use crate::node::by_daemon::CarryError;
 use crate::node::daemon::{self, DaemonError, Guest};
 use crate::node::join::JoinError;
 use crate::node::lent::{self, Lent};
@@ -34,6 +35,8 @@ pub enum RunError {
     /// A signal asked for the end before the program began.
     #[error("interrupted before the program began")]
     Asked(i32),
+    #[error(transparent)]
+    Carry(#[from] CarryError),
     #[error(transparent)]
     Daemon(#[from] DaemonError),
     #[error(transparent)]
@@ -94,7 +97,7 @@ async fn enter(config: &NodeConfig, entry: Entry) -> Result<Membership, AloneErr
     match entry {
         Entry::Member(agent) => alone::find(config, agent.as_deref()),
         Entry::Token { token, name, .. } => {
-            match alone::enter(config, &token, name, clock::unix()).await {
+            match alone::enter(config, &token, (name, Placement::default()), clock::unix()).await {
                 // As when a container starts anew with what it kept.
                 Err(AloneError::Join(JoinError::AlreadyMember(name))) => {
                     alone::find(config, Some(&name.to_string()))

@@ -4,22 +4,35 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::dataplane::Realm;
 use crate::engine::membership::Membership;
 use crate::id::{OverlayIp, Suffix, UnixTime};
 use crate::node::driver::Handle;
+use crate::node::lent::Lent;
 use crate::node::portmap::PortMap;
 use crate::node::sync::Link;
 use crate::wire::api::local::{Dns, RegistryStatus};
+use crate::wire::api::problem::Problem;
 
 /// What is known of an agent beside the engine.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     /// None when it could not be made.
     pub(super) device: Option<String>,
+    /// The process whose program has the device; None where it is the host's.
+    pub(super) program: Option<u32>,
     /// Why names are not answered at its address; None while they are.
     pub(super) deaf: Option<String>,
     pub(super) url: String,
     pub(super) link: watch::Receiver<Link>,
+}
+
+/// A program with a network of its own.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    pub(super) lent: Lent,
+    /// Who runs it.
+    pub(super) process: Option<u32>,
 }
 
 /// What changes while the daemon runs: agents that joined or left, DNS settings that are asked for.
@@ -28,8 +41,17 @@ pub(super) enum Change {
     /// Answered with why the agent does not run.
     Add(Box<Membership>, oneshot::Sender<Result<(), String>>),
     ApplyDns(oneshot::Sender<Dns>),
+    /// Lets a program go: its device, its names and its way to the local API.
+    LetGo(OverlayIp, Realm),
+
     Remove(OverlayIp, oneshot::Sender<Option<Membership>>),
     RevertDns(oneshot::Sender<Dns>),
+    /// Has an agent live with a program; answered with where that is, or why it cannot.
+    TakeIn(
+        OverlayIp,
+        Box<Visitor>,
+        oneshot::Sender<Result<Realm, Problem>>,
+    ),
 }
 
 /// The running daemon, as its local API reaches it.
@@ -47,6 +69,9 @@ pub(super) struct Node {
     pub(super) sent: Arc<Notify>,
     pub(super) suffix: Suffix,
     pub(super) changes: mpsc::Sender<Change>,
+    /// What a program's device may have: offloads, and how many queues.
+    pub(super) offload: bool,
+    pub(super) queues: usize,
     /// Whether the node runs for one program, and no agent is to join.
     pub(super) is_private: bool,
     pub(super) facts: watch::Receiver<BTreeMap<OverlayIp, Facts>>,
@@ -81,11 +106,12 @@ impl Node {
             .collect()
     }
 
-    pub(super) fn devices(&self) -> BTreeMap<OverlayIp, String> {
+    /// Returns the devices that there are, and whose program has each that is not the host's.
+    pub(super) fn devices(&self) -> BTreeMap<OverlayIp, (String, Option<u32>)> {
         let facts = self.facts.borrow();
-        facts
-            .iter()
-            .filter_map(|(local, facts)| Some((*local, facts.device.clone()?)))
+        let devices = facts.iter();
+        devices
+            .filter_map(|(local, facts)| Some((*local, (facts.device.clone()?, facts.program))))
             .collect()
     }
 }

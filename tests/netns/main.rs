@@ -2,6 +2,7 @@
 //! where user namespaces are allowed). Tests of what the kernel does; logic has its own tests.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod agents;
 mod blocked;
 mod border;
 mod capture;

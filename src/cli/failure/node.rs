@@ -9,6 +9,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::gateway::server;
 use crate::node::agent::DeviceError;
 use crate::node::alone::AloneError;
+use crate::node::by_daemon::CarryError;
 use crate::node::daemon::DaemonError;
 use crate::node::dev::DevError;
 use crate::node::gateway::GatewayError;
@@ -251,6 +252,11 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Alone(error) => error.into(),
+            RunError::Carry(CarryError::Refused(problem)) => problem.into(),
+            RunError::Carry(CarryError::Strange(..)) => Self::cured(
+                &error,
+                Some("have the daemon be of the same version: agentnet down"),
+            ),
             RunError::Daemon(error) => error.into(),
             RunError::Obstacle(error) => error.into(),
             RunError::Asked(_) | RunError::Stopped => Self::cured(&error, None),

@@ -25,7 +25,7 @@ use crate::wire::api::{
     local::{
         AgentStatus, AutoFrom, AutoRule, AutoRules, ConsentView, GatewayStatus, LinkState,
         MembershipStatus, NatMapping, Peer, Peers, Pending, PendingRequest, PortMappingStatus,
-        RegistryStatus, SessionState, Status, StunStatus, Trust, TrustList, Whois,
+        RegistryStatus, SessionState, Status, StunStatus, Trust, TrustList, Whois, WhoisQuery,
     },
     problem::{Code, Problem},
 };
@@ -147,7 +147,7 @@ fn agent(
     core: &Core,
     local: OverlayIp,
     registry: RegistryStatus,
-    device: Option<String>,
+    device: Option<(String, Option<u32>)>,
 ) -> Option<AgentStatus> {
     let membership = core.engine.membership(local)?;
     let name = core.engine.name(local)?;
@@ -165,7 +165,9 @@ fn agent(
             .gateway(local)
             .map(|view| gateway(core, local, &view)),
         gateways: views.map(|view| gateway(core, local, &view)).collect(),
-        device,
+        program: device.as_ref().and_then(|(_, program)| *program),
+        device: device.map(|(name, _)| name),
+        apart: membership.placement.apart,
         peers: u32::try_from(core.engine.peers(local, now()).len()).unwrap_or(u32::MAX),
         pending: u32::try_from(membership.incoming.len()).unwrap_or(u32::MAX),
     })
@@ -273,13 +275,31 @@ pub(super) const fn session(state: PeerState) -> SessionState {
     }
 }
 
-pub(super) fn whois(core: &Core, address: Ipv6Addr) -> Result<Whois, Problem> {
+/// Tells who has an address; with `end` as the agent that it talks to knows it.
+pub(super) fn whois(core: &Core, query: WhoisQuery) -> Result<Whois, Problem> {
+    let end = query.end.map(OverlayIp::new).transpose();
+    match end {
+        Ok(Some(end)) => whois_of(core, &[end], query.address),
+        Ok(None) => {
+            let all = core.engine.locals().collect::<Vec<_>>();
+            whois_of(core, &all, query.address)
+        }
+        Err(error) => Err(Problem::with(Code::BadRequest, error)),
+    }
+}
+
+/// Tells who has an address, as some of our agents know it.
+pub(super) fn whois_of(
+    core: &Core,
+    locals: &[OverlayIp],
+    address: Ipv6Addr,
+) -> Result<Whois, Problem> {
     let unknown = || {
         let what = format!("{address} is no agent that is known here");
         Problem::with(Code::NotFound, what)
     };
     let wanted = OverlayIp::new(address).map_err(|_| unknown())?;
-    for local in core.engine.locals().collect::<Vec<_>>() {
+    for local in locals.iter().copied() {
         let Some(membership) = core.engine.membership(local) else {
             continue;
         };

@@ -60,7 +60,9 @@ fn membership_warning(agent: &AgentStatus, time: UnixTime) -> Option<Warning> {
 }
 
 fn device_warning(agent: &AgentStatus) -> Option<Warning> {
-    agent.device.is_none().then(|| {
+    // One that is for programs has none while none runs.
+    let is_missing = agent.device.is_none() && !agent.apart;
+    is_missing.then(|| {
         let text = format!("{} has no network device", agent.name);
         let cure = "the daemon's log says why; one that was taken away is tried again every 5 s, else \
                     restart agentnet";

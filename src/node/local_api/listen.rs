@@ -1,6 +1,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
+    os::fd::OwnedFd,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     pin::Pin,
@@ -15,20 +16,20 @@ use axum::{
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use thiserror::Error;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tracing::debug;
 
+use crate::os::passing;
+
 /// Members of this group may change the node.
 const GROUP: &str = "agentnet";
 
-/// Connections of root and of the daemon's own user at once; a person and a few scripts.
-const OWN_CONNECTIONS: usize = 64;
-
-/// Connections of everybody else at once, apart, so that they cannot keep an operator out.
-const OTHER_CONNECTIONS: usize = 64;
+/// Connections of root and of the daemon's own user at once, a person and a few scripts; and of everybody
+/// else, apart, so that they cannot keep an operator out.
+pub(super) const CONNECTIONS: usize = 64;
 
 /// Why the local API cannot be served.
 #[derive(Debug, Error)]
@@ -52,17 +53,26 @@ pub enum SocketError {
 pub struct Caller {
     uid: Uid,
     gid: Gid,
+    /// None where the kernel does not say.
+    pid: Option<u32>,
+    /// Whether it is root, the user the daemon runs as, or one more whose socket it is.
+    is_owner: bool,
 }
 
 impl Caller {
-    /// Tells whether it is root or the user the daemon runs as.
-    fn is_owner(self) -> bool {
-        self.uid.is_root() || self.uid == Uid::effective()
+    /// Returns its user's number.
+    pub(in crate::node) const fn user(self) -> Uid {
+        self.uid
+    }
+
+    /// Returns its process.
+    pub(in crate::node) const fn process(self) -> Option<u32> {
+        self.pid
     }
 
     /// Tells whether it may change the node.
     pub async fn may_change(self) -> bool {
-        if self.is_owner() {
+        if self.is_owner {
             return true;
         }
         // Group members may come from a slow directory service.
@@ -121,12 +131,15 @@ pub struct LocalListener {
     listener: UnixListener,
     /// None where somebody else made the socket.
     file: Option<Arc<SocketFile>>,
+    /// Who is an owner here beside those who are everywhere.
+    also: Option<Uid>,
     own: Arc<Semaphore>,
     other: Arc<Semaphore>,
 }
 
 impl LocalListener {
-    pub(super) fn bind(path: &Path) -> Result<Self, SocketError> {
+    /// Binds `path` for so many connections at once of our own, and as many of everybody else.
+    pub(super) fn bind(path: &Path, connections: usize) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Io {
             path: path.to_owned(),
             source,
@@ -142,21 +155,27 @@ impl LocalListener {
                 path: path.to_owned(),
                 inode,
             })),
-            own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
-            other: Arc::new(Semaphore::new(OTHER_CONNECTIONS)),
+            also: None,
+            own: Arc::new(Semaphore::new(connections)),
+            other: Arc::new(Semaphore::new(connections)),
         })
     }
 
-    /// Takes a socket that listens already, on the current tokio runtime.
-    pub fn of(listener: std::os::unix::net::UnixListener) -> Result<Self, SocketError> {
+    /// Takes a socket that listens already, on the current tokio runtime; `also` may do there what the node's own
+    /// user may.
+    pub fn of(
+        listener: std::os::unix::net::UnixListener,
+        also: Option<Uid>,
+    ) -> Result<Self, SocketError> {
         let taken = listener
             .set_nonblocking(true)
             .and_then(|()| UnixListener::from_std(listener));
         Ok(Self {
             listener: taken.map_err(SocketError::Given)?,
             file: None,
-            own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
-            other: Arc::new(Semaphore::new(OTHER_CONNECTIONS)),
+            also,
+            own: Arc::new(Semaphore::new(CONNECTIONS)),
+            other: Arc::new(Semaphore::new(CONNECTIONS)),
         })
     }
 
@@ -167,11 +186,14 @@ impl LocalListener {
     /// Returns who connected and their place; None when they are gone or there is no place left.
     fn admit(&self, stream: &UnixStream) -> Option<(Caller, OwnedSemaphorePermit)> {
         let peer = stream.peer_cred().ok()?;
+        let uid = Uid::from_raw(peer.uid());
         let caller = Caller {
-            uid: Uid::from_raw(peer.uid()),
+            uid,
             gid: Gid::from_raw(peer.gid()),
+            pid: peer.pid().and_then(|pid| pid.try_into().ok()),
+            is_owner: uid.is_root() || uid == Uid::effective() || self.also == Some(uid),
         };
-        let places = if caller.is_owner() {
+        let places = if caller.is_owner {
             &self.own
         } else {
             &self.other
@@ -237,6 +259,8 @@ impl Listener for LocalListener {
         Ok(Caller {
             uid: Uid::effective(),
             gid: Gid::effective(),
+            pid: None,
+            is_owner: true,
         })
     }
 }
@@ -246,6 +270,24 @@ impl Listener for LocalListener {
 pub struct Held {
     stream: UnixStream,
     _place: OwnedSemaphorePermit,
+}
+
+impl Held {
+    /// Receives into `bytes` and adds the descriptors that came to `fds`; returns how many bytes came.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was not waited for comes the next time.
+    pub(in crate::node) async fn receive(
+        &self,
+        bytes: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> io::Result<usize> {
+        let received = self.stream.async_io(Interest::READABLE, || {
+            passing::receive(&self.stream, bytes, fds)
+        });
+        received.await
+    }
 }
 
 impl AsyncRead for Held {
@@ -287,8 +329,8 @@ mod tests {
         let path = folder.join("agentnet.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 
-        let listener = LocalListener::bind(&path).unwrap();
-        let error = LocalListener::bind(&path).unwrap_err();
+        let listener = LocalListener::bind(&path, CONNECTIONS).unwrap();
+        let error = LocalListener::bind(&path, CONNECTIONS).unwrap_err();
         assert!(matches!(error, SocketError::InUse(_)), "{error}");
 
         drop(listener);
@@ -301,7 +343,7 @@ mod tests {
         let path = folder.join("agentnet.sock");
         fs::write(&path, "precious").unwrap();
 
-        let error = LocalListener::bind(&path).unwrap_err();
+        let error = LocalListener::bind(&path, CONNECTIONS).unwrap_err();
 
         assert!(matches!(error, SocketError::NotASocket(_)), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");

@@ -139,7 +139,12 @@ pub async fn serve(
 
 /// Binds the socket at `path`; a dead daemon's file is replaced, a live one's refused.
 pub fn bind(path: &Path) -> Result<LocalListener, SocketError> {
-    LocalListener::bind(path)
+    LocalListener::bind(path, listen::CONNECTIONS)
+}
+
+/// Binds the same for so many connections at once.
+pub fn bind_for(path: &Path, connections: usize) -> Result<LocalListener, SocketError> {
+    LocalListener::bind(path, connections)
 }
 
 fn router(control: Shared) -> Router {

@@ -23,6 +23,8 @@ pub enum Code {
     ClockSkew,
     /// The caller is who it says, and may not do this.
     Forbidden,
+    /// A program has the agent's network already.
+    InUse,
     /// Something inside the registry broke; its log says what.
     Internal,
     /// The key is another peer's.
@@ -72,6 +74,7 @@ impl Code {
             Self::MethodNotAllowed => 405,
             Self::Timeout => 408,
             Self::AddressTaken | Self::KeyTaken | Self::LabelTaken | Self::NameTaken => 409,
+            Self::InUse => 409,
             Self::StaleSeq => 409,
             Self::TooLarge => 413,
             Self::TooManyRequests => 429,
@@ -91,6 +94,7 @@ impl Code {
             Self::BadStatement => "a statement does not hold",
             Self::ClockSkew => "the clocks differ too much",
             Self::Forbidden => "not allowed",
+            Self::InUse => "in use",
             Self::Internal => "the registry has a fault",
             Self::KeyTaken => "the key is taken",
             Self::LabelTaken => "the network name is taken",
@@ -121,6 +125,7 @@ impl Code {
             Self::BadStatement => "sign the statement again; if it persists, update agentnet",
             Self::ClockSkew => "set the clock of this machine (server_time is the registry's)",
             Self::Forbidden => "ask the network's owner or admin, or the operator",
+            Self::InUse => "wait until it ends, or end it",
             Self::Internal => "try again; if it persists, tell the operator",
             Self::KeyTaken => "use another key, or remove the peer that has it",
             Self::LabelTaken => "choose another network name",

@@ -70,6 +70,12 @@ pub struct JoinRequest {
     /// None when the token allows exactly one name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<MemberName>,
+    /// Whether programs have the agent by `agentnet run` and not otherwise.
+    #[serde(default)]
+    pub apart: bool,
+    /// Number of the user who may run programs as the agent, beside those who may change the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
 }
 
 impl fmt::Debug for JoinRequest {

@@ -8,6 +8,7 @@ mod dns;
 mod netcheck;
 mod owner;
 mod path;
+mod program;
 mod trust;
 mod wireguard;
 
@@ -33,6 +34,7 @@ pub use netcheck::{
 };
 pub use owner::{AgentRevoked, Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
 pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, PathReport, Why};
+pub use program::{MAX_LINE, PROGRAMS, ProgramAgent, ProgramAnswer, ProgramDevice, ProgramHello};
 pub use trust::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,
     TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
@@ -127,6 +129,12 @@ pub struct AgentStatus {
     pub gateways: Vec<GatewayStatus>,
     /// Name of its network device; None while there is none.
     pub device: Option<String>,
+    /// The process of `agentnet run` whose program has the device; None where it is the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<u32>,
+    /// Whether programs have it by `agentnet run` and not otherwise.
+    #[serde(default)]
+    pub apart: bool,
     /// Agents both consents stand with.
     pub peers: u32,
     /// Requests that wait for an answer here.
@@ -316,6 +324,9 @@ impl fmt::Display for PathKind {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct WhoisQuery {
     pub address: Ipv6Addr,
+    /// Our end of the connection, where the host has several agents; None asks for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Ipv6Addr>,
 }
 
 /// `GET /v1/whois`: who has an overlay address, as proven by its key.

@@ -1,0 +1,157 @@
+//! Several agents of one host, each with a program that has its network and no other.
+
+use std::fs;
+
+use crate::{
+    lab::{B, Lab, in_lab, start_node, status, wait_attached},
+    process::Proc,
+    world::{Host, World, in_world_of, wait_for},
+};
+
+/// Runs `body` with services, tokens and no agent.
+fn in_services<F: FnOnce(&mut Lab)>(body: F) {
+    in_world_of::<F>(|world| {
+        let mut lab = Lab::services(world);
+        lab.token("all", "--name '*' --uses 20");
+        body(&mut lab);
+    });
+}
+
+fn add(host: &Host, name: &str, flags: &str) {
+    host.ok(&format!(
+        "agentnet agent add --token-file /mnt/all.token --name {name} {flags}"
+    ));
+}
+
+/// Has `to` let `from` reach it, both agents of one host.
+fn trust(host: &Host, from: &str, to: &str, allow: &str) {
+    host.ok(&format!("agentnet trust request {to} --agent {from}"));
+    wait_for("the request arrives", || {
+        let pending = host.ok(&format!("agentnet trust pending --agent {to} --json"));
+        pending.contains(&format!("{from}.acme.agent"))
+    });
+    host.ok(&format!(
+        "agentnet trust approve {from} --agent {to} --allow {allow}"
+    ));
+}
+
+/// Runs a web server as an agent, and waits until it answers there.
+fn serve(host: &Host, agent: &str) -> Proc {
+    fs::create_dir_all(World::path("www")).unwrap();
+    fs::write(World::path("www/index.html"), "the page").unwrap();
+    let server = host.start(&format!(
+        "exec agentnet run --agent {agent} -- python3 -u -m http.server 8000 --bind :: --directory /mnt/www"
+    ));
+    wait_for("the server listens", || server.stdout().contains("Serving"));
+    server
+}
+
+fn get(host: &Host, agent: &str, from: &str) -> bool {
+    let line = format!("agentnet run --agent {agent} -- curl -sS --max-time 2 http://{from}:8000/");
+    host.run(&line).stdout.contains("the page")
+}
+
+/// P-041, P-062: several agents of one host each have an address and a network of their own, and reach each
+/// other by consent, as those of different hosts do.
+#[test]
+fn agents_of_one_host_reach_each_other_by_consent_alone() {
+    in_services(|lab| {
+        let host = &lab.site.a;
+        let _node = start_node(host);
+        for name in ["x", "y", "z"] {
+            add(host, name, "--apart");
+        }
+        wait_attached(host);
+        let listed = host.ok("agentnet agent list");
+        assert_eq!(listed.matches("programs").count(), 3, "{listed}");
+        // The host itself has none of them.
+        assert!(!host.ok("ip -o link").contains("agn"));
+        assert!(!host.ok("ip -6 route").contains("agn"));
+
+        let server = serve(host, "x");
+        let address = status(host)["agents"][0]["address"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert!(!get(host, "y", "x.acme.agent"));
+        trust(host, "y", "x", "tcp/8000");
+        wait_for("the page comes", || get(host, "y", "x.acme.agent"));
+        assert!(!get(host, "z", "x.acme.agent"), "z has no consent");
+
+        // Each has its own address and no other, and none of the host's.
+        let own = host.ok("agentnet run --agent y -- ip -o -6 addr show scope global");
+        assert_eq!(own.lines().count(), 1, "{own}");
+        assert!(!own.contains(&address), "{own}");
+        let bound = format!(
+            "agentnet run --agent z -- python3 -c \
+             'import socket; socket.socket(socket.AF_INET6).bind((\"{address}\", 0))'"
+        );
+        assert!(host.run(&bound).stderr.contains("Cannot assign"));
+
+        // Who is at the other end, asked inside; and nothing of who else is there.
+        let whois = format!("agentnet run --agent y -- agentnet whois [{address}]:8000");
+        assert!(host.ok(&whois).contains("x.acme.agent"));
+        let inside = host.ok("agentnet run --agent y -- agentnet status");
+        assert!(inside.contains("y.acme.agent") && !inside.contains("z.acme.agent"));
+        let other = "agentnet run --agent z -- agentnet trust list --agent y";
+        assert_eq!(host.run(other).code, 4);
+        let down = host.run("agentnet run --agent z -- agentnet down");
+        assert!(
+            down.code == 3 && down.stderr.contains("host's matter"),
+            "{down}"
+        );
+
+        // One program at a time.
+        let second = host.run("agentnet run --agent x -- true");
+        assert!(
+            second.code == 125 && second.stderr.contains("a program has this agent's network"),
+            "{second}"
+        );
+        let listed = host.ok("agentnet agent list");
+        assert!(listed.contains("process "), "{listed}");
+        assert_eq!(server.stop().code, 143);
+        wait_for("the agent is free", || {
+            !host.ok("agentnet agent list").contains("process ")
+        });
+        host.ok("agentnet agent remove z");
+        assert!(!host.ok("agentnet agent list").contains("z.acme.agent"));
+    });
+}
+
+/// A program outlives its node, and has its network again when that is back.
+#[test]
+fn programs_outlive_the_daemon() {
+    in_lab(|lab| {
+        let host = &lab.site.b;
+        let device = || host.ok("ip -o link").contains("agn");
+        assert!(device());
+        lab.trust("tcp/8000");
+        let server = serve(host, "b");
+        // What was the host's is the program's for as long as it runs.
+        wait_for("the host has no device", || !device());
+        wait_for("the page comes", || page(lab));
+
+        lab.node_b.take().unwrap().kill();
+        assert!(!page(lab));
+        lab.node_b = Some(start_node(host));
+        wait_for("the page comes again", || page(lab));
+        assert!(server.stderr().contains("The node stopped"));
+
+        // Stopped in order it takes its time, and nothing else.
+        lab.node_b.take().unwrap().stop();
+        lab.node_b = Some(start_node(host));
+        wait_for("the page comes again", || page(lab));
+
+        server.stop();
+        wait_for("the host has a device again", device);
+        wait_attached(host);
+        wait_for("the name is the host's", || {
+            host.run("getent ahosts b.acme.agent").code == 0
+        });
+    });
+}
+
+fn page(lab: &Lab) -> bool {
+    let line = format!("curl -sS --max-time 1 http://{B}:8000/");
+    lab.site.a.run(&line).stdout.contains("the page")
+}
