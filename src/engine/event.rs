@@ -82,8 +82,9 @@ pub struct HopEvent {
 /// What the engine tells its driver.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Event {
-    /// What must not be forgotten changed: write it before anything else of this batch goes out.
-    Changed,
+    /// What must not be forgotten of an agent changed, or that it is one: write it before anything else of this
+    /// batch goes out.
+    Changed { local: OverlayIp },
     /// A gateway says that the agent attached elsewhere: see what the registry has of it.
     Displaced { local: OverlayIp },
     /// A gateway's endpoints are needed, as names or addresses.

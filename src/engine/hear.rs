@@ -14,7 +14,7 @@ impl Engine {
             };
             match found.hear(&heard, time) {
                 Ok(true) => {
-                    self.out.event(Event::Changed);
+                    self.out.event(Event::Changed { local: heard.local });
                     self.settle(heard.local, time);
                 }
                 Ok(false) => {}

@@ -166,7 +166,7 @@ impl Engine {
         gone.drain_gateways(&mut self.out);
         remember(&mut self.left, &gone.membership);
         self.out.event(Event::Tables);
-        self.out.event(Event::Changed);
+        self.out.event(Event::Changed { local });
         Some(gone.membership)
     }
 
@@ -179,10 +179,12 @@ impl Engine {
         }
     }
 
-    /// Returns the same by reference, to be written.
+    /// Returns what must not be forgotten beside what each agent must not, by reference, to be written.
     pub fn kept(&self) -> Kept<'_> {
-        let memberships = self.locals.values().map(|l| &l.membership).collect();
-        Kept::new(&self.identities, memberships, &self.left)
+        Kept {
+            identities: &self.identities,
+            left: &self.left,
+        }
     }
 
     /// Returns the addresses of our agents.
@@ -294,13 +296,13 @@ impl Engine {
             Forwarded::Gateway => {
                 if membership.take_gateway(text, time.unix)? {
                     self.out.event(Event::Gateway { local });
-                    self.out.event(Event::Changed);
+                    self.out.event(Event::Changed { local });
                 }
                 return Ok(());
             }
         };
         if changed {
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
             self.settle(local, time);
             if kind == Forwarded::Request {
                 self.announce_pending(local, text);
@@ -338,7 +340,9 @@ impl Engine {
             if local.poll_timeout().is_some_and(|(at, _)| at <= time.now) {
                 // The record that was refused may have been signed by a clock that was wrong.
                 if local.is_refused_record_due(time.now) && local.present(time).is_ok() {
-                    self.out.event(Event::Changed);
+                    self.out.event(Event::Changed {
+                        local: local.address,
+                    });
                 }
                 local.handle_timeout(time, &mut self.out);
             }
@@ -368,7 +372,7 @@ impl Engine {
         // What cannot settle, as a membership that lapsed, may have changed before it failed; its
         // peers go with `install` below.
         if found.membership.settle(time.unix).unwrap_or(true) {
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
         }
         if !found.membership.outbox.is_empty() {
             self.out.event(Event::Outbox { local });
@@ -415,7 +419,7 @@ impl Engine {
         let found = self.locals.get_mut(&local)?;
         let changed = change(&mut found.membership, time.unix);
         if changed.is_ok() {
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
             self.settle(local, time);
         }
         Some(changed)
@@ -434,7 +438,7 @@ impl Engine {
                 .membership
                 .outbox
                 .retain(|waiting| waiting != outgoing);
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
         }
     }
 
@@ -445,7 +449,7 @@ impl Engine {
         let record = found.membership.sign_record(listed, time.unix).ok()?;
         found.homes.publish();
         found.note_record(&record, time.now);
-        self.out.event(Event::Changed);
+        self.out.event(Event::Changed { local });
         Some(record)
     }
 
@@ -453,7 +457,7 @@ impl Engine {
     pub fn note_taken(&mut self, local: OverlayIp, seq: u64) {
         if let Some(found) = self.locals.get_mut(&local) {
             found.membership.note_taken(seq);
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
         }
     }
 
@@ -469,7 +473,7 @@ impl Engine {
         };
         if found.membership.set_admission(text, time.unix)? {
             found.present(time)?;
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
         }
         Ok(())
     }

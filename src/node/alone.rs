@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::config::NodeConfig;
+use crate::engine::kept::Kept;
 use crate::engine::membership::{Membership, Placement};
 use crate::id::{MemberName, UnixTime};
 use crate::node::join::{self, JoinError};
@@ -59,7 +60,7 @@ pub(super) async fn enter(
     let (store, state) = Store::open(&config.state)?;
     let mut membership = join::join(token, name, &config.suffix, &state, now).await?;
     membership.placement = placement;
-    join::keep(&store, state, membership.clone())?;
+    join::keep(&store, state, &membership)?;
     Ok(membership)
 }
 
@@ -96,7 +97,10 @@ pub async fn leave(
     let mut membership = state.memberships.remove(index);
     state.leave(&membership);
     // Forgotten here first: what the registry still lists ends with its lease.
-    store.save(&state)?;
+    store.save(&Kept::from(&state))?;
+    if let Some(address) = membership.address() {
+        store.remove_agent(address)?;
+    }
     let told = tokio::time::timeout(FAREWELL, join::leave(&mut membership, now)).await;
     Ok(Left {
         name: name_of(&membership),

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{NodeConfig, NodeSettings, SearchSettings};
 use crate::dataplane::{self, Realm};
-use crate::engine::membership::{Membership, State};
+use crate::engine::membership::Membership;
 use crate::id::{OverlayIp, Suffix};
 use crate::node::carriers::{self, Carriers};
 use crate::node::{
@@ -140,7 +140,11 @@ pub(super) async fn run_for(
     ready: impl FnOnce() + Send,
 ) -> Result<(), DaemonError> {
     let (store, mut state) = Store::open(&config.state)?;
-    let parked = park(&mut state, guest.as_ref());
+    if let Some(guest) = &guest {
+        // The others stay on disk as they are.
+        let is_guest = |m: &Membership| m.address() == Some(guest.local);
+        state.memberships.retain(is_guest);
+    }
     let mut listeners = vec![local_api::bind(&config.socket)?];
     let programs = match &guest {
         Some(_) => None,
@@ -155,7 +159,6 @@ pub(super) async fn run_for(
     let memberships = state.memberships.clone();
     let mut core = Core::new(store, state, random::seed(), plane, lookups);
     settle::engine(&mut core.engine, &config);
-    core.park(parked);
     let lost = make_carriers(&config, &mut core)?;
     let device_lost = core.device_lost();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
@@ -234,18 +237,6 @@ fn follow(
     followers.spawn(network::follow(handle.clone(), port));
     followers.spawn(suspend::follow(handle.clone()));
     followers
-}
-
-/// Takes those agents out that are not to run beside a guest.
-fn park(state: &mut State, guest: Option<&Guest>) -> Vec<Membership> {
-    let Some(guest) = guest else {
-        return Vec::new();
-    };
-    let all = std::mem::take(&mut state.memberships);
-    let is_guest = |m: &Membership| m.address() == Some(guest.local);
-    let (running, parked) = all.into_iter().partition(is_guest);
-    state.memberships = running;
-    parked
 }
 
 /// Serves the local API at each of the listeners until the sender of `stopped` is dropped.
@@ -418,7 +409,9 @@ impl Daemon {
         let kept = membership.clone();
         let added = self.handle.call(move |core| {
             let added = core.engine.add(kept, now());
-            core.keep();
+            if let Some(local) = added {
+                core.keep(local);
+            }
             (added, core.unsaved().map(str::to_owned))
         });
         let (added, unsaved) = added.await?;

@@ -222,7 +222,7 @@ async fn enter(node: &NodeConfig, token: &JoinToken, plan: &Plan) -> Result<(), 
     if !is_member {
         let name = Some(plan.name.clone());
         let joined = join::join(token, name, &node.suffix, &state, clock::unix()).await?;
-        join::keep(&store, state, joined)?;
+        join::keep(&store, state, &joined)?;
     }
     Ok(())
 }

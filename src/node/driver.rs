@@ -13,16 +13,12 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::{
     DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
 };
-use crate::engine::{
-    Engine, Event, Time, Travel,
-    membership::{Membership, State},
-    path::Path,
-};
+use crate::engine::{Engine, Event, Time, Travel, membership::State, path::Path};
 use crate::id::OverlayIp;
 use crate::node::carriers::Carriers;
 use crate::node::punch::Punches;
 use crate::node::store::Store;
-use crate::os::{clock, timer::Alarm};
+use crate::os::{clock, files::FileError, timer::Alarm};
 use crate::policy::Pair;
 
 /// Messages that may wait for the engine; senders wait when it is full, except the data workers.
@@ -93,8 +89,8 @@ pub struct Core {
     outboxes: BTreeMap<OverlayIp, Arc<Notify>>,
     /// Agents whose gateway's endpoints are to be looked up.
     gateways: mpsc::Sender<OverlayIp>,
-    /// Why the state could not be written last; None when it was.
-    unsaved: Option<String>,
+    /// Why the state of agents could not be written last.
+    unsaved: BTreeMap<OverlayIp, String>,
     /// Agents whose device somebody took away.
     lost_devices: BTreeSet<OverlayIp>,
     /// Told when there are some.
@@ -104,8 +100,6 @@ pub struct Core {
     punches: Punches,
     /// Where agents live whose device is not in the host's own namespace.
     realms: BTreeMap<OverlayIp, Realm>,
-    /// Agents that are kept and do not run.
-    parked: Vec<Membership>,
 }
 
 impl std::fmt::Debug for Core {
@@ -135,13 +129,12 @@ impl Core {
             pongs: BTreeMap::new(),
             outboxes: BTreeMap::new(),
             gateways,
-            unsaved: None,
+            unsaved: BTreeMap::new(),
             lost_devices: BTreeSet::new(),
             device_lost: Arc::new(Notify::new()),
             carriers: None,
             punches,
             realms: BTreeMap::new(),
-            parked: Vec::new(),
         }
     }
 
@@ -162,7 +155,7 @@ impl Core {
 
     /// Returns why the state could not be written; None when all is on disk.
     pub fn unsaved(&self) -> Option<&str> {
-        self.unsaved.as_deref()
+        self.unsaved.values().next().map(String::as_str)
     }
 
     /// Returns what tells when somebody took a device away.
@@ -183,11 +176,6 @@ impl Core {
     /// Tells whether somebody took the device of `local` away.
     pub fn has_lost_device(&self, local: OverlayIp) -> bool {
         self.lost_devices.contains(&local)
-    }
-
-    /// Keeps agents that are not to run.
-    pub fn park(&mut self, agents: Vec<Membership>) {
-        self.parked = agents;
     }
 
     /// Takes that the device of `local` is in the namespace `realm` from now on.
@@ -231,9 +219,16 @@ impl Core {
         answered
     }
 
-    /// Writes what must not be forgotten, at once.
-    pub fn keep(&mut self) {
-        self.save();
+    /// Writes what must not be forgotten of an agent that was added, at once.
+    pub fn keep(&mut self, local: OverlayIp) {
+        let kept = tokio::task::block_in_place(|| self.store.save(&self.engine.kept()));
+        match kept {
+            Ok(()) => self.save(local),
+            Err(failed) => {
+                error!(error = %failed, "Cannot write the state");
+                self.unsaved.insert(local, failed.to_string());
+            }
+        }
     }
 
     /// Stops the data plane; what it still had to send is sent.
@@ -292,7 +287,7 @@ impl Core {
 
     fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Changed => self.save(),
+            Event::Changed { local } => self.save(local),
             // What keeps in touch with the registry looks.
             Event::Displaced { local } => self.outbox(local).notify_one(),
             Event::Gateway { local } => {
@@ -328,14 +323,24 @@ impl Core {
         }
     }
 
-    fn save(&mut self) {
-        let saved =
-            tokio::task::block_in_place(|| self.store.save(&self.engine.kept().with(&self.parked)));
-        match saved {
-            Ok(()) => self.unsaved = None,
-            Err(failed) => {
+    /// Writes what changed of an agent, and what could not be written before.
+    fn save(&mut self, local: OverlayIp) {
+        let due = std::mem::take(&mut self.unsaved).into_keys();
+        for local in due.chain([local]).collect::<BTreeSet<_>>() {
+            if let Err(failed) = tokio::task::block_in_place(|| self.write(local)) {
                 error!(error = %failed, "Cannot write the state");
-                self.unsaved = Some(failed.to_string());
+                self.unsaved.insert(local, failed.to_string());
+            }
+        }
+    }
+
+    fn write(&self, local: OverlayIp) -> Result<(), FileError> {
+        match self.engine.membership(local) {
+            Some(membership) => self.store.save_agent(membership),
+            None => {
+                // What is remembered of it first.
+                self.store.save(&self.engine.kept())?;
+                self.store.remove_agent(local)
             }
         }
     }
@@ -455,7 +460,7 @@ mod tests {
     use super::*;
     use crate::dataplane::{self, DataplaneConfig};
     use crate::engine::{
-        membership::Outgoing,
+        membership::{Membership, Outgoing},
         testing::{NOW, membership},
     };
     use crate::os::udp;
@@ -491,9 +496,12 @@ mod tests {
         let (gateways, _wanted) = mpsc::channel(1);
         let core = Core::new(store, state, [7; 32], plane, gateways);
         let driver = tokio::spawn(run(core, jobs, worker, Alarm::open().unwrap()));
-        let on_disk = || std::fs::read_to_string(dir.join("state.json")).unwrap();
         let member = membership(10, "a");
         let local = member.address().unwrap();
+        let on_disk = || {
+            let file = dir.join(format!("agents/{local}.json"));
+            std::fs::read_to_string(file).unwrap()
+        };
         handle
             .call(move |core| core.engine.add(member, time()))
             .await

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::engine::kept::Kept;
 use crate::engine::membership::{LEASE, Membership, Refused, Start, State};
 use crate::id::{IdentityKey, MemberName, NetworkId, Suffix, TunnelSecret, UnixTime};
 use crate::node::store::{Store, StoreError};
@@ -216,13 +217,13 @@ pub fn joined(membership: &Membership, running: bool) -> Result<Joined, JoinErro
 }
 
 /// Keeps a membership made without a daemon.
-pub fn keep(store: &Store, mut state: State, membership: Membership) -> Result<(), StoreError> {
+pub fn keep(store: &Store, mut state: State, membership: &Membership) -> Result<(), StoreError> {
     state
         .identities
         .insert(membership.agent.clone(), membership.identity.clone());
     state
         .left
         .retain(|left| !left.is_of(&membership.agent, &membership.network));
-    state.memberships.push(membership);
-    Ok(store.save(&state)?)
+    store.save(&Kept::from(&state))?;
+    Ok(store.save_agent(membership)?)
 }

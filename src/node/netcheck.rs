@@ -22,14 +22,14 @@ use tokio::{
 };
 
 use crate::config::{NodeConfig, PathSettings, SearchSettings};
-use crate::engine::membership::{Membership, State};
+use crate::engine::membership::Membership;
 use crate::id::{Did, UnixTime};
 use crate::node::carriers;
 use crate::node::driver::Core;
 use crate::node::netcheck::ask::{Answer, Asker, Question};
 use crate::node::settle::wants_mapping;
-use crate::node::store::VERSION;
-use crate::os::files::{FileError, StateFile};
+use crate::node::store;
+use crate::os::files::FileError;
 use crate::os::wss::Proxies;
 use crate::os::{clock, link::Links, portmap, underlay};
 use crate::wire::api::local::{
@@ -75,9 +75,7 @@ impl Plan {
 
 /// Reads whom to ask from the state on disk, for a host whose daemon does not run.
 pub fn stored(config: &NodeConfig) -> Result<NetcheckTargets, FileError> {
-    let path = config.state.join("state.json");
-    let (_, state) = StateFile::open::<State>(&path, VERSION)?;
-    let state = state.unwrap_or_default();
+    let state = store::read(&config.state)?;
     let memberships = state.memberships.iter().collect::<Vec<_>>();
     Ok(targets(&memberships, clock::unix()))
 }

@@ -243,7 +243,7 @@ impl Lines {
     }
 
     /// Waits until the caller is gone, whatever it still says.
-    async fn wait_for_end(&mut self) {
+    async fn wait_for_end(&self) {
         let mut buffer = [0; 64];
         loop {
             let mut fds = Vec::new();

@@ -104,16 +104,21 @@ impl StateFile {
         path: &Path,
         version: u32,
     ) -> Result<(Self, Option<T>), FileError> {
-        let file = Self {
-            path: path.to_owned(),
-            version,
-        };
+        let file = Self::at(path, version);
         match read_bounded(path, MAX_STATE) {
             Ok(bytes) => Ok((file, Some(parse(path, version, &bytes)?))),
             Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Ok((file, None))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Names a file whose contents are not of interest.
+    pub fn at(path: &Path, version: u32) -> Self {
+        Self {
+            path: path.to_owned(),
+            version,
         }
     }
 

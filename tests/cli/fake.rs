@@ -158,6 +158,8 @@ fn agent() -> AgentStatus {
             },
         ],
         device: Some("agn0".to_owned()),
+        program: None,
+        apart: false,
         peers: 1,
         pending: 1,
     }

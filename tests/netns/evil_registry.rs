@@ -130,9 +130,8 @@ fn turn(public: &Host, script: Script) -> Turned {
 
 /// Returns what a node keeps of its membership.
 fn state(host: &Host) -> Value {
-    let state = host.ok("cat /var/lib/agentnet/state.json");
-    let mut state = serde_json::from_str::<Value>(&state).unwrap();
-    state["memberships"][0].take()
+    let state = host.ok("cat /var/lib/agentnet/agents/*.json");
+    serde_json::from_str(&state).unwrap()
 }
 
 /// Returns every statement of others and its own that a node keeps, as events.

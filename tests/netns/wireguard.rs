@@ -225,9 +225,9 @@ fn a_peer_that_speaks_only_wireguard_is_reached() {
             .ok(&format!("agentnet wireguard remove {}", peer.key));
 
         assert!(!plain.reaches(&peer) && !plain.is_reached_by(&peer));
-        let left = plain
-            .public()
-            .ok("cat /var/lib/agentnet/state.json && agentnet peers");
+        let left = plain.public().ok(
+            "cat /var/lib/agentnet/state.json /var/lib/agentnet/agents/*.json && agentnet peers",
+        );
         assert!(
             !left.contains(&peer.key) && !left.contains(&peer.address),
             "{left}"

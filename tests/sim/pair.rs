@@ -356,7 +356,7 @@ impl World {
                 Event::Outbox { .. } => outbox = true,
                 Event::Pong { .. } => host.pongs += 1,
                 Event::Withheld { .. } => host.withheld += 1,
-                Event::Changed => host.kept = host.state(),
+                Event::Changed { .. } => host.kept = host.state(),
                 Event::Displaced { .. }
                 | Event::Pending { .. }
                 | Event::Tables

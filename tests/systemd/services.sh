@@ -42,6 +42,20 @@ until_so sh -c 'ss -ltn | grep -q :8000'
 [ "$(curl -sf --max-time 5 http://a.acme.agent:8000/)" = hello ]
 agentnet gateway status --config /var/lib/agentnet-gateway/gateway.toml
 
+# An agent apart from the host, for programs of one user.
+agentnet agent add --token-file /tmp/token --name c --apart --user nobody
+chmod 666 /dev/net/tun
+as_nobody() { setpriv --reuid nobody --regid nogroup --clear-groups env -C / HOME=/ agentnet "$@"; }
+until_so sh -c 'agentnet agent list | grep -q "c.acme.agent.*connected"'
+[ "$(as_nobody run --agent c -- id -un)" = nobody ]
+as_nobody run --agent c -- getent hosts c.acme.agent
+as_nobody run -- ip -o -6 addr show scope global | grep -q agn
+if as_nobody run --agent a -- true; then exit 1; fi
+{ as_nobody run --agent a -- true 2>&1 || true; } | grep 'not for programs of your user'
+if as_nobody agent remove c; then exit 1; fi
+agentnet agent remove c
+getent hosts a.acme.agent
+
 # Settings are read anew while all goes on.
 systemctl reload agentnet agentnet-gateway agentnet-registry
 for unit in agentnet agentnet-gateway agentnet-registry; do

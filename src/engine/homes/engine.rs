@@ -78,7 +78,7 @@ impl Engine {
         let is_other = found.homes.settle(fresh, time.now);
         let presented = if is_other {
             // The record's sequence number is used up before anybody sees it.
-            self.out.event(Event::Changed);
+            self.out.event(Event::Changed { local });
             self.out.event(Event::Outbox { local });
             found.present(time)
         } else {

@@ -84,7 +84,9 @@ impl Local {
         let noticed = self.homes.follow(time.now);
         self.follow_attachment(time, out);
         if noticed.order && self.present(time).is_ok() {
-            out.event(Event::Changed);
+            out.event(Event::Changed {
+                local: self.address,
+            });
             out.event(Event::Outbox {
                 local: self.address,
             });

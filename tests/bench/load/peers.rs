@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use agentnet::engine::membership::{Membership, Start, State};
+use agentnet::engine::membership::{Membership, Start};
 use agentnet::engine::session::{Opened, Session, SessionKeys};
 use agentnet::id::{Did, IdentityKey, NetworkPrefix, OverlayIp, Suffix, TunnelSecret, hash};
 use agentnet::node::store::Store;
@@ -99,11 +99,7 @@ pub(crate) fn state(directory: &Path, count: u32) -> Result<Value> {
     let (own, _) = node(count)?;
     let address = own.address().context("a node without an address")?;
     let (store, _) = Store::open(directory)?;
-    store.save(&State {
-        identities: BTreeMap::new(),
-        memberships: vec![own],
-        left: vec![],
-    })?;
+    store.save_agent(&own)?;
     Ok(json!({ "address": address.to_string(), "peers": count }))
 }
 

@@ -347,7 +347,7 @@ impl World {
                     let all = (0..gateways).map(|n| (gateway_key(n).did(), endpoints(n)));
                     let all = all.collect();
                     host.engine.set_gateways(local, all, now()).unwrap();
-                } else if event == Event::Changed {
+                } else if matches!(event, Event::Changed { .. }) {
                     host.kept = serde_json::to_string(&host.engine.kept()).unwrap();
                 }
             }

@@ -311,7 +311,7 @@ impl Deployment {
                 let name = self.hosts[host].name.clone();
                 self.broken = Some(format!("{name} says that it runs elsewhere too: {event:?}"));
             }
-            Event::Changed
+            Event::Changed { .. }
             | Event::Gateway { .. }
             | Event::Outbox { .. }
             | Event::Pending { .. }

@@ -147,7 +147,7 @@ impl Host {
                     drop(set);
                 }
                 Event::Tables => tables = true,
-                Event::Changed => changed = true,
+                Event::Changed { .. } => changed = true,
                 Event::Displaced { .. }
                 | Event::Outbox { .. }
                 | Event::Twin { .. }

@@ -120,6 +120,8 @@ mod tests {
         let request = JoinRequest {
             token: "agn1_secret".to_owned(),
             name: None,
+            apart: false,
+            user: None,
         };
 
         assert!(!format!("{request:?}").contains("secret"));
