@@ -1,11 +1,13 @@
 //! Several agents of one host, each with a program that has its network and no other.
 
-use std::fs;
+use std::{fs, time::Duration};
+
+use serde_json::Value;
 
 use crate::{
     lab::{B, Lab, in_lab, start_node, status, wait_attached},
     process::Proc,
-    world::{Host, World, in_world_of, wait_for},
+    world::{Host, World, in_world_of, measured, now, wait_for, wait_within},
 };
 
 /// Runs `body` with services, tokens and no agent.
@@ -46,6 +48,13 @@ fn serve(host: &Host, agent: &str) -> Proc {
     server
 }
 
+fn address(host: &Host, name: &str) -> String {
+    let status = status(host);
+    let mut agents = status["agents"].as_array().unwrap().iter();
+    let agent = agents.find(|agent| agent["name"] == name);
+    agent.unwrap()["address"].as_str().unwrap().to_owned()
+}
+
 fn get(host: &Host, agent: &str, from: &str) -> bool {
     let line = format!("agentnet run --agent {agent} -- curl -sS --max-time 2 http://{from}:8000/");
     host.run(&line).stdout.contains("the page")
@@ -69,10 +78,7 @@ fn agents_of_one_host_reach_each_other_by_consent_alone() {
         assert!(!host.ok("ip -6 route").contains("agn"));
 
         let server = serve(host, "x");
-        let address = status(host)["agents"][0]["address"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let address = address(host, "x.acme.agent");
         assert!(!get(host, "y", "x.acme.agent"));
         trust(host, "y", "x", "tcp/8000");
         wait_for("the page comes", || get(host, "y", "x.acme.agent"));
@@ -154,4 +160,65 @@ fn programs_outlive_the_daemon() {
 fn page(lab: &Lab) -> bool {
     let line = format!("curl -sS --max-time 1 http://{B}:8000/");
     lab.site.a.run(&line).stdout.contains("the page")
+}
+
+/// How many agents the test of many has, and how long each of its steps may take.
+fn many() -> (usize, Duration) {
+    let asked = std::env::var("AGENTNET_AGENTS").ok();
+    let count = asked.and_then(|n| n.parse().ok()).unwrap_or(40);
+    (count, Duration::from_secs(60 + count as u64))
+}
+
+/// Memory of a process, in KiB.
+fn memory(process: &Proc) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.unwrap().trim().trim_end_matches(" kB");
+    number.parse().unwrap()
+}
+
+/// Returns how many agents have registry and gateway.
+fn connected(host: &Host) -> usize {
+    let status = status(host);
+    let is = |value: &Value| value["state"] == "connected";
+    let agents = status["agents"].as_array().unwrap().iter();
+    agents
+        .filter(|a| is(&a["gateway"]) && is(&a["registry"]))
+        .count()
+}
+
+/// One node has many agents, is back with all of them, and needs little for each (`AGENTNET_AGENTS` says how many).
+#[test]
+fn one_node_runs_many_agents() {
+    in_services(|lab| {
+        let (host, (count, patience)) = (&lab.site.a, many());
+        let node = start_node(host);
+        let before = memory(&node);
+        lab.token("many", &format!("--name 'w-*' --uses {count}"));
+        let begun = now();
+        let add = host.start(&format!(
+            "for i in $(seq {count}); do \
+             agentnet agent add --token-file /mnt/many.token --name w-$i --apart -q || exit 1; done"
+        ));
+        assert_eq!(add.finish(patience).code, 0);
+        let all = || (connected(host) == count).then_some(());
+        wait_within(patience, "all are connected", all);
+        let added = begun.elapsed();
+        let each = memory(&node).saturating_sub(before) / count as u64;
+        assert!(each < 500, "{each} KiB an agent");
+        node.kill();
+
+        let begun = now();
+        let _node = start_node(host);
+        let answers = begun.elapsed();
+        wait_within(patience, "all are back", all);
+
+        measured(&format!(
+            "{count} agents: added in {:.1} s; after a restart it answers in {:.1} s and all are connected in \
+             {:.1} s; {each} KiB each",
+            added.as_secs_f64(),
+            answers.as_secs_f64(),
+            begun.elapsed().as_secs_f64()
+        ));
+    });
 }
