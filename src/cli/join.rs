@@ -7,7 +7,7 @@ use crate::cli::failure::Failure;
 use crate::cli::output::Show;
 use crate::cli::values::{Secret, user};
 use crate::config::Flags;
-use crate::engine::membership::Placement;
+use crate::engine::placement::Placement;
 use crate::id::MemberName;
 use crate::node::alone;
 use crate::os::clock;

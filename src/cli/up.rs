@@ -9,7 +9,7 @@ use crate::cli::failure::Failure;
 use crate::cli::reload;
 use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, NodeConfig, PathMode};
-use crate::engine::membership::Placement;
+use crate::engine::placement::Placement;
 use crate::id::MemberName;
 use crate::node::alone::{self, AloneError};
 use crate::node::daemon::run;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::engine::{
-    path::Mode, proven::ProvenChains, revoked::RevocationLog, twin::Signed, wireguard::WireGuard,
+    path::Mode, placement::Placement, proven::ProvenChains, revoked::RevocationLog, twin::Signed,
+    wireguard::WireGuard,
 };
 use crate::id::{
     AgentId, Did, DomainId, FullName, IdentityKey, Label, MemberName, NamePattern, NetworkId,
@@ -147,17 +148,6 @@ impl Outgoing {
             (Self::Consent(_), Self::Request(_)) | (Self::Request(_), Self::Consent(_)) => false,
         }
     }
-}
-
-/// Where programs find an agent's network on this host, and who may run them.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Placement {
-    /// Whether it is in namespaces of programs alone, and not on the host's own network.
-    #[serde(default)]
-    pub apart: bool,
-    /// Number of the user who may run programs in such namespaces, beside those who may change the node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<u32>,
 }
 
 /// One agent in one network, as it is kept on disk.

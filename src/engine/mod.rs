@@ -22,6 +22,7 @@ pub mod names;
 mod passed;
 pub mod path;
 mod peer;
+pub mod placement;
 pub mod proven;
 mod reflexive;
 pub mod revoked;

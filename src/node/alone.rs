@@ -6,7 +6,8 @@ use thiserror::Error;
 
 use crate::config::NodeConfig;
 use crate::engine::kept::Kept;
-use crate::engine::membership::{Membership, Placement};
+use crate::engine::membership::Membership;
+use crate::engine::placement::Placement;
 use crate::id::{MemberName, UnixTime};
 use crate::node::join::{self, JoinError};
 use crate::node::store::{Store, StoreError};

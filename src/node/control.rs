@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 use tracing::{debug, info};
 
 use crate::engine::{
-    membership::{self, Membership, Placement, Selector},
+    membership::{self, Membership, Selector},
     path::Path,
+    placement::Placement,
     trust::TrustError,
 };
 use crate::id::{FullName, MemberName, OverlayIp, UnixTime};

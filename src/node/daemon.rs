@@ -308,12 +308,7 @@ impl Daemon {
             for membership in memberships {
                 self.start(guest.local, membership, None).await?;
             }
-            listeners.extend(
-                guest
-                    .api
-                    .map(|api| LocalListener::of(api, None))
-                    .transpose()?,
-            );
+            listeners.extend(guest.api.map(LocalListener::of).transpose()?);
             return self.take_in(guest.local, guest.lent, GUEST).await;
         }
         let is_apart = |m: &Membership| m.placement.apart;

@@ -96,7 +96,7 @@ async fn visit(lines: &mut Lines, caller: Caller, node: &Arc<Node>) -> Result<()
     let change = Change::TakeIn(local, visitor, done);
     node.changes.send(change).await.map_err(|_| Stopped)?;
     let realm = answered.await.map_err(|_| Stopped)??;
-    let stayed = stay(lines, (caller, local), api, node).await;
+    let stayed = stay(lines, local, api, node).await;
     // The daemon that is gone has let go of everything.
     drop(node.changes.send(Change::LetGo(local, realm)).await);
     stayed
@@ -105,13 +105,13 @@ async fn visit(lines: &mut Lines, caller: Caller, node: &Arc<Node>) -> Result<()
 /// Answers a program's questions until it ends.
 async fn stay(
     lines: &mut Lines,
-    (caller, local): (Caller, OverlayIp),
+    local: OverlayIp,
     api: Option<UnixListener>,
     node: &Arc<Node>,
 ) -> Result<(), Problem> {
     let mut inside = JoinSet::new();
     if let Some(api) = api {
-        let listener = LocalListener::of(api, Some(caller.user()));
+        let listener = LocalListener::of(api);
         let listener = listener.map_err(|error| Problem::with(Code::BadRequest, error))?;
         let control = Arc::new(Scoped::new(Arc::clone(node), local));
         inside.spawn(local_api::serve(listener, control, std::future::pending()));

@@ -9,7 +9,8 @@ use tracing::{debug, warn};
 
 use crate::config::NodeConfig;
 use crate::dataplane::Device;
-use crate::engine::membership::{Membership, Placement};
+use crate::engine::membership::Membership;
+use crate::engine::placement::Placement;
 use crate::id::MemberName;
 use crate::node::agent::MTU;
 use crate::node::alone::{self, AloneError};

@@ -53,6 +53,7 @@ as_nobody run -- ip -o -6 addr show scope global | grep -q agn
 if as_nobody run --agent a -- true; then exit 1; fi
 { as_nobody run --agent a -- true 2>&1 || true; } | grep 'not for programs of your user'
 if as_nobody agent remove c; then exit 1; fi
+if as_nobody run --agent c -- agentnet trust auto add --from "*" --allow any; then exit 1; fi
 agentnet agent remove c
 getent hosts a.acme.agent
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::engine::membership::Placement;
+use crate::engine::placement::Placement;
 use crate::id::OverlayIp;
 use crate::node::control::{choose_of, list, paths, ping};
 use crate::node::driver::Core;

@@ -55,7 +55,7 @@ pub struct Caller {
     gid: Gid,
     /// None where the kernel does not say.
     pid: Option<u32>,
-    /// Whether it is root, the user the daemon runs as, or one more whose socket it is.
+    /// Whether it is root or the user the daemon runs as.
     is_owner: bool,
 }
 
@@ -131,8 +131,6 @@ pub struct LocalListener {
     listener: UnixListener,
     /// None where somebody else made the socket.
     file: Option<Arc<SocketFile>>,
-    /// Who is an owner here beside those who are everywhere.
-    also: Option<Uid>,
     own: Arc<Semaphore>,
     other: Arc<Semaphore>,
 }
@@ -155,25 +153,19 @@ impl LocalListener {
                 path: path.to_owned(),
                 inode,
             })),
-            also: None,
             own: Arc::new(Semaphore::new(connections)),
             other: Arc::new(Semaphore::new(connections)),
         })
     }
 
-    /// Takes a socket that listens already, on the current tokio runtime; `also` may do there what the node's own
-    /// user may.
-    pub fn of(
-        listener: std::os::unix::net::UnixListener,
-        also: Option<Uid>,
-    ) -> Result<Self, SocketError> {
+    /// Takes a socket that listens already, on the current tokio runtime.
+    pub fn of(listener: std::os::unix::net::UnixListener) -> Result<Self, SocketError> {
         let taken = listener
             .set_nonblocking(true)
             .and_then(|()| UnixListener::from_std(listener));
         Ok(Self {
             listener: taken.map_err(SocketError::Given)?,
             file: None,
-            also,
             own: Arc::new(Semaphore::new(CONNECTIONS)),
             other: Arc::new(Semaphore::new(CONNECTIONS)),
         })
@@ -191,7 +183,7 @@ impl LocalListener {
             uid,
             gid: Gid::from_raw(peer.gid()),
             pid: peer.pid().and_then(|pid| pid.try_into().ok()),
-            is_owner: uid.is_root() || uid == Uid::effective() || self.also == Some(uid),
+            is_owner: uid.is_root() || uid == Uid::effective(),
         };
         let places = if caller.is_owner {
             &self.own
