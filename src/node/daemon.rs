@@ -161,6 +161,7 @@ pub(super) async fn run_for(
     settle::engine(&mut core.engine, &config);
     let lost = make_carriers(&config, &mut core)?;
     let device_lost = core.device_lost();
+    let installed = core.installed();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
     let followers = follow(&handle, port, (wanted, config.search), lost);
@@ -175,6 +176,7 @@ pub(super) async fn run_for(
         started: clock::unix(),
         stop: Arc::new(Notify::new()),
         sent: Arc::new(Notify::new()),
+        installed,
         suffix: config.suffix.clone(),
         changes,
         is_private: guest.is_some(),

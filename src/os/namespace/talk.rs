@@ -49,8 +49,8 @@ pub(super) enum Order {
     Furnish(Furnishing),
     /// Start the program, with these variables more.
     Start(Vec<(String, String)>),
-    /// The job was continued.
-    Continue,
+    /// The job was continued after the program's stop of this number.
+    Continue(u64),
     /// Pass this signal on.
     Signal(i32),
 }
@@ -71,7 +71,8 @@ pub(super) enum Report {
     /// asked for come with this, and before them a listening one for the node's API if it was wanted.
     Furnished,
     Started,
-    Stopped,
+    /// The program stopped, for the so-manieth time, and this process is stopped next.
+    Stopped(u64),
     Ended(Ending),
     Failed(Obstacle),
 }
