@@ -410,7 +410,8 @@ impl Node {
             return Err(problem);
         }
         let mut state = self.handle.call(|core| core.engine.state()).await?;
-        let mut membership = join::join(token, name, &self.suffix, &mut state, clock::unix()).await?;
+        let mut membership =
+            join::join(token, name, &self.suffix, &mut state, clock::unix()).await?;
         membership.placement = placement;
         let joined = join::joined(&membership, true)?;
         let (done, added) = oneshot::channel();

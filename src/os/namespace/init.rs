@@ -68,6 +68,7 @@ pub(super) async fn run(
         program: child,
         parent,
         stops: 0,
+        is_stopped: false,
     };
     let ended = loop {
         tokio::select! {
@@ -77,7 +78,13 @@ pub(super) async fn run(
                 }
             }
             order = talk::next::<Order>(&socket) => match order {
-                Ok(Some(order)) => job.obey(&order),
+                Ok(Some(order)) => {
+                    // What became of the program meanwhile decides what the order means.
+                    if let Some(ending) = job.changed(&socket) {
+                        break Some(ending);
+                    }
+                    job.obey(&order);
+                }
                 // Whoever started us is gone, and with it the network.
                 Ok(None) | Err(_) => break None,
             },
@@ -138,13 +145,14 @@ struct Job {
     parent: Pid,
     /// How often the program stopped.
     stops: u64,
+    is_stopped: bool,
 }
 
 impl Job {
     fn obey(&self, order: &Order) {
         let signal = match order {
-            // One of before the last stop comes too late.
-            Order::Continue(stop) if *stop == self.stops => Signal::SIGCONT,
+            // One of before the last stop comes too late, and a shell continues all of a job itself.
+            Order::Continue(stop) if *stop == self.stops && self.is_stopped => Signal::SIGCONT,
             Order::Signal(number) => match Signal::try_from(*number) {
                 Ok(signal) => signal,
                 Err(_) => return,
@@ -173,10 +181,12 @@ impl Job {
             // first process, and nobody would continue it.)
             WaitStatus::Stopped(pid, _) if pid == self.program => {
                 self.stops += 1;
+                self.is_stopped = true;
                 drop(tell(socket, &Report::Stopped(self.stops), &[]));
                 let _gone = kill(self.parent, Signal::SIGSTOP);
             }
             WaitStatus::Continued(pid) if pid == self.program => {
+                self.is_stopped = false;
                 let _gone = kill(self.parent, Signal::SIGCONT);
             }
             WaitStatus::Exited(..)
