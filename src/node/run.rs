@@ -1,6 +1,6 @@
 //! One program with an agent's network of its own, and the node that carries it.
 
-use std::{os::fd::AsRawFd, path::PathBuf, time::Duration};
+use std::{io, os::fd::AsRawFd, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -15,6 +15,7 @@ use crate::node::agent::MTU;
 use crate::node::alone::{self, AloneError};
 use crate::node::by_daemon::CarryError;
 use crate::node::daemon::{self, DaemonError, Guest};
+use crate::node::host_net::{self, HostNet};
 use crate::node::join::JoinError;
 use crate::node::lent::{self, Lent};
 use crate::node::settle;
@@ -44,6 +45,8 @@ pub enum RunError {
     Carry(#[from] CarryError),
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    #[error("cannot carry the host's network")]
+    HostNet(#[source] io::Error),
     #[error(transparent)]
     Obstacle(#[from] Obstacle),
     #[error("the node stopped before the program ended")]
@@ -64,9 +67,10 @@ pub enum Entry {
     },
 }
 
-/// Returns the device that a node of these settings wants.
-pub fn wanted(config: &NodeConfig) -> Wanted {
+/// Returns the device that a node of these settings wants, and whether the host's network is wanted.
+pub fn wanted(config: &NodeConfig, shares_net: bool) -> Wanted {
     Wanted {
+        host: shares_net.then_some(host_net::MTU),
         mtu: MTU,
         offload: config.offload,
         queues: settle::workers(config.dataplane),
@@ -148,26 +152,33 @@ async fn unless_asked<T>(signals: &Signals, work: impl Future<Output = T>) -> Re
 }
 
 /// What a node for one program begins with.
-struct Guesthouse(Guest);
+struct Guesthouse {
+    guest: Guest,
+    /// Carries packets until the end; None where the host's network is not wanted.
+    _host_net: Option<HostNet>,
+}
 
 impl Guesthouse {
     fn new(
         config: &NodeConfig,
         membership: &Membership,
         namespace: &Namespace,
-        told: Told,
+        mut told: Told,
         is_brief: bool,
     ) -> Result<Self, RunError> {
         let local = membership
             .address()
             .ok_or_else(|| AloneError::NoSuchAgent(membership.agent.clone()))?;
+        let host_net = host_net::of(&mut told, local)?;
+        let is_shared = host_net.is_some();
         let hidden = (!is_brief).then(|| config.state.to_string_lossy().into_owned());
         let with = Furnishing {
             address: local,
             nameserver: local.ip(),
-            search: lent::search(membership, &config.suffix),
+            search: host_net::search(lent::search(membership, &config.suffix), is_shared),
             hidden,
             has_api: true,
+            host: is_shared.then(host_net::routes),
         };
         let furnished = block_in_place(|| namespace.furnish(&with))?;
         debug!(device = %told.name, "Namespaces ready");
@@ -179,9 +190,14 @@ impl Guesthouse {
                 has_udp_offload: told.has_udp_offload,
             },
             names: furnished.names,
+            is_shared,
         };
         let api = furnished.api;
-        Ok(Self(Guest { local, lent, api }))
+        let guest = Guest { local, lent, api };
+        Ok(Self {
+            guest,
+            _host_net: host_net,
+        })
     }
 
     /// Runs the node, and in its care the program.
@@ -198,7 +214,7 @@ impl Guesthouse {
         let tell = || {
             let _gone = ready.send(());
         };
-        let node = daemon::run_for(Some(self.0), (config, None), until, tell);
+        let node = daemon::run_for(Some(self.guest), (config, None), until, tell);
         let mut node = std::pin::pin!(node);
         tokio::select! {
             ended = &mut node => return Err(ended.err().map_or(RunError::Stopped, Into::into)),

@@ -3,6 +3,7 @@
 mod job;
 mod lost;
 mod missing;
+mod shared;
 mod terminal;
 
 use std::time::Duration;

@@ -53,6 +53,8 @@ pub struct Told {
     pub queues: Vec<OwnedFd>,
     pub has_header: bool,
     pub has_udp_offload: bool,
+    /// The device for the host's network; None without one, and once somebody took it.
+    pub host: Option<OwnedFd>,
     /// An empty directory in memory, seen by nobody else and gone when this is closed; None once
     /// somebody took it.
     pub memory: Option<OwnedFd>,
@@ -126,12 +128,14 @@ impl Namespace {
                 name,
                 has_header,
                 has_udp_offload,
+                has_host,
             },
-            fds,
+            mut fds,
         ) = self.report()?
         else {
             return Err(lost());
         };
+        let host = if has_host { fds.pop() } else { None };
         let mut fds = fds.into_iter();
         let memory = fds.next().ok_or_else(lost)?;
         Ok(Told {
@@ -139,6 +143,7 @@ impl Namespace {
             queues: fds.collect(),
             has_header,
             has_udp_offload,
+            host,
             memory: Some(memory),
         })
     }
