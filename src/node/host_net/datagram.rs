@@ -150,10 +150,14 @@ impl Flow {
 
 /// Tells the program why a datagram does not get where it is to.
 pub(super) fn why(error: &io::Error) -> Unreachable {
-    match error.kind() {
-        ErrorKind::ConnectionRefused => Unreachable::Port,
-        ErrorKind::PermissionDenied => Unreachable::Prohibited,
-        ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => Unreachable::Network,
-        _ => Unreachable::Host,
+    let is = |kinds: &[ErrorKind]| kinds.contains(&error.kind());
+    if is(&[ErrorKind::ConnectionRefused]) {
+        Unreachable::Port
+    } else if is(&[ErrorKind::PermissionDenied]) {
+        Unreachable::Prohibited
+    } else if is(&[ErrorKind::NetworkUnreachable, ErrorKind::AddrNotAvailable]) {
+        Unreachable::Network
+    } else {
+        Unreachable::Host
     }
 }

@@ -17,7 +17,7 @@ use rustix::net::{
 use smoltcp::{
     iface::{SocketHandle, SocketSet},
     socket::tcp::{RecvError, Socket, SocketBuffer, State},
-    wire::{IpListenEndpoint, Ipv4Address, Ipv6Address},
+    wire::IpListenEndpoint,
 };
 
 use crate::node::host_net::{
@@ -124,8 +124,8 @@ impl Flow {
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         let addr = match self.ends.to {
-            SocketAddr::V4(to) => Ipv4Address::from(*to.ip()).into(),
-            SocketAddr::V6(to) => Ipv6Address::from(*to.ip()).into(),
+            SocketAddr::V4(to) => (*to.ip()).into(),
+            SocketAddr::V6(to) => (*to.ip()).into(),
         };
         let at = IpListenEndpoint {
             addr: Some(addr),
@@ -283,13 +283,16 @@ fn connecting(to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn no_flow(error: &io::Error) -> NoFlow {
-    match error.kind() {
-        ErrorKind::TimedOut => NoFlow::Silence,
-        ErrorKind::HostUnreachable => NoFlow::Unreachable(Unreachable::Host),
-        ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => {
-            NoFlow::Unreachable(Unreachable::Network)
-        }
-        ErrorKind::PermissionDenied => NoFlow::Unreachable(Unreachable::Prohibited),
-        _ => NoFlow::Refused,
+    let is = |kinds: &[ErrorKind]| kinds.contains(&error.kind());
+    if is(&[ErrorKind::TimedOut]) {
+        NoFlow::Silence
+    } else if is(&[ErrorKind::HostUnreachable]) {
+        NoFlow::Unreachable(Unreachable::Host)
+    } else if is(&[ErrorKind::NetworkUnreachable, ErrorKind::AddrNotAvailable]) {
+        NoFlow::Unreachable(Unreachable::Network)
+    } else if is(&[ErrorKind::PermissionDenied]) {
+        NoFlow::Unreachable(Unreachable::Prohibited)
+    } else {
+        NoFlow::Refused
     }
 }

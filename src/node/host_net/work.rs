@@ -92,7 +92,7 @@ impl Work {
     }
 
     /// Ends when `stop` can be read.
-    pub(super) fn stop_at(&mut self, stop: &impl AsFd) -> io::Result<()> {
+    pub(super) fn stop_at(&self, stop: &impl AsFd) -> io::Result<()> {
         Ok(self
             .epoll
             .add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?)
