@@ -61,7 +61,7 @@ pub(super) async fn enter(
     let mut membership = match join::join(token, name, &config.suffix, &mut state, now).await {
         Err(JoinError::Registry(error)) if error.is_passing() => {
             // The registry may have taken the key, so another try is to be by the same.
-            store.save(&state)?;
+            store.save(&Kept::from(&state))?;
             return Err(JoinError::Registry(error).into());
         }
         joined => joined?,

@@ -140,8 +140,6 @@ fn changed(name: &str, change: TrustChange, inbound: Option<Scope>) -> TrustChan
 
 fn agent() -> AgentStatus {
     AgentStatus {
-        apart: false,
-        program: None,
         name: "planner.acme.agent".to_owned(),
         id: id(1),
         address: address(1),
