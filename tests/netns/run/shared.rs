@@ -104,6 +104,30 @@ with socket.socket(socket.AF_INET6 if ":" in world else socket.AF_INET, socket.S
     except ConnectionRefusedError: print("nobody hears datagrams there")
 "#;
 
+/// Writes packets as root may: to the host's loopback, and as if from it.
+const FORGE: &str = r#"
+import socket, struct
+
+out = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+
+def sum16(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16: total = (total & 0xffff) + (total >> 16)
+    return ~total & 0xffff
+
+def forge(source, to):
+    ends = socket.inet_aton(source) + socket.inet_aton(to)
+    tcp = struct.pack("!HHIIBBHHH", 4000, 8181, 1, 0, 0x50, 2, 9000, 0, 0)
+    check = sum16(ends + struct.pack("!HH", 6, 20) + tcp)
+    tcp = tcp[:16] + struct.pack("!H", check) + tcp[18:]
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, 0) + ends
+    ip = ip[:10] + struct.pack("!H", sum16(ip)) + ip[12:]
+    out.sendto(ip + tcp, ("host0", 0x0800, 0, 0, b""))
+
+for to in ("127.0.0.1", "0.0.0.0", "127.0.0.2"): forge("192.0.0.2", to)
+forge("127.0.0.1", "10.0.1.2")
+"#;
+
 fn servers(host: &Host) -> Proc {
     fs::write(World::path("servers.py"), SERVERS).unwrap();
     host.ok("head -c 67108864 /dev/urandom > /mnt/big");
@@ -198,27 +222,7 @@ fn the_hosts_loopback_is_not_shared() {
                 .count()
                 == 3
         });
-        // Root may write packets as it likes.
-        fs::write(
-            World::path("forge.py"),
-            "import socket, struct\n\
-             out = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))\n\
-             def sum16(data):\n\
-             \x20   total = sum(struct.unpack(f\"!{len(data) // 2}H\", data))\n\
-             \x20   while total >> 16: total = (total & 0xffff) + (total >> 16)\n\
-             \x20   return ~total & 0xffff\n\
-             def forge(source, to):\n\
-             \x20   ends = socket.inet_aton(source) + socket.inet_aton(to)\n\
-             \x20   tcp = struct.pack(\"!HHIIBBHHH\", 4000, 8181, 1, 0, 0x50, 2, 9000, 0, 0)\n\
-             \x20   check = sum16(ends + struct.pack(\"!HH\", 6, 20) + tcp)\n\
-             \x20   tcp = tcp[:16] + struct.pack(\"!H\", check) + tcp[18:]\n\
-             \x20   ip = struct.pack(\"!BBHHHBBH\", 0x45, 0, 40, 1, 0, 64, 6, 0) + ends\n\
-             \x20   ip = ip[:10] + struct.pack(\"!H\", sum16(ip)) + ip[12:]\n\
-             \x20   out.sendto(ip + tcp, (\"host0\", 0x0800, 0, 0, b\"\"))\n\
-             for to in (\"127.0.0.1\", \"0.0.0.0\", \"127.0.0.2\"): forge(\"192.0.0.2\", to)\n\
-             forge(\"127.0.0.1\", \"10.0.1.2\")\n",
-        )
-        .unwrap();
+        fs::write(World::path("forge.py"), FORGE).unwrap();
         let capture = a.capture();
         let inside = "for at in 127.0.0.1:8181 [::1]:8181 [::ffff:127.0.0.1]:8181 0.0.0.0:8181; do \
                         curl -sS --max-time 5 http://$at/; done; \
