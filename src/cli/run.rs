@@ -52,6 +52,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
 
+    /// Let the program reach the host's network too, but not the host's own loopback
+    #[arg(long)]
+    share_net: bool,
+
     /// Program to run, with its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -93,15 +97,16 @@ impl RunArgs {
             Entry::Member(agent) => carrier(context, agent.as_deref())?,
             Entry::Token { .. } => None,
         };
-        let wanted = carrier
-            .as_ref()
-            .map_or_else(|| wanted(&config), Carrier::wanted);
+        let wanted = carrier.as_ref().map_or_else(
+            || wanted(&config, self.share_net),
+            |carrier| carrier.wanted(self.share_net),
+        );
         let namespace = Namespace::make(&self.program, wanted)?;
         let failed =
             |error: io::Error| Failure::new(Exit::Failed, format!("cannot start: {error}"));
         // From here on, since what was started before would have inherited it.
         let blocked = Blocked::new().map_err(failed)?;
-        check_threads(THREADS)?;
+        check_threads(THREADS + usize::from(self.share_net))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

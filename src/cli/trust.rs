@@ -1,14 +1,19 @@
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
 use crate::cli::AgentArg;
+use crate::cli::client::Client;
 use crate::cli::context::Context;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Exit, Failure};
 use crate::cli::output::Show;
 use crate::cli::text::{Table, ago, scope, until};
+use crate::cli::values;
+use crate::os::clock;
 use crate::statement::Scope;
 use crate::wire::api::local::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, OfAgent, Pending, TrustApprove,
-    TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
+    TrustAwait, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, TrustStands,
 };
 
 /// Ask for, give and take back consent
@@ -33,6 +38,9 @@ enum TrustCommand {
         /// Tell it why, in at most 280 characters
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
+        /// Return once it approved and its name is found; fail when it has not after so long
+        #[arg(long, value_name = "TIME", value_parser = values::duration)]
+        wait: Option<Duration>,
     },
     /// List the requests nobody answered yet
     Pending,
@@ -105,16 +113,21 @@ impl TrustArgs {
                 name,
                 allow,
                 reason,
+                wait,
             } => {
                 let body = TrustRequest {
-                    agent,
-                    name,
+                    agent: agent.clone(),
+                    name: name.clone(),
                     allow: joined(allow)?,
                     reason,
                 };
-                client
+                let asked = client
                     .post::<TrustChanged>("/v1/trust/request", &body)
-                    .await?
+                    .await?;
+                match wait {
+                    Some(wait) => return out.done(&stands(&client, (agent, name), wait).await?),
+                    None => asked,
+                }
             }
             TrustCommand::Approve { name, allow } => {
                 let body = TrustApprove {
@@ -136,6 +149,32 @@ impl TrustArgs {
             }
         };
         out.done(&changed)
+    }
+}
+
+/// Waits until consent stands both ways with the agent of a name.
+async fn stands(
+    client: &Client,
+    (agent, name): (Option<String>, String),
+    wait: Duration,
+) -> Result<TrustStands, Failure> {
+    let since = clock::now();
+    loop {
+        let left = wait.saturating_sub(clock::now().duration_since(since));
+        let body = TrustAwait {
+            agent: agent.clone(),
+            name: name.clone(),
+            timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        };
+        let answer = client.post::<TrustStands>("/v1/trust/await", &body).await?;
+        if answer.stands {
+            return Ok(answer);
+        }
+        if left.is_zero() {
+            let what = format!("{} has not agreed within {} s", answer.name, wait.as_secs());
+            let hint = "it is asked still: see `agentnet trust pending`, or ask who runs it";
+            return Err(Failure::new(Exit::Failed, what).hint(hint));
+        }
     }
 }
 
@@ -192,6 +231,17 @@ impl Show for TrustChanged {
             text.push_str("\nthe registry is not reachable now; it will be told once it is");
         }
         text
+    }
+}
+
+impl Show for TrustStands {
+    fn show(&self) -> String {
+        let state = if self.stands {
+            "stands"
+        } else {
+            "does not stand"
+        };
+        format!("trust with {} {state}", self.name)
     }
 }
 

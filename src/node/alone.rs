@@ -18,7 +18,7 @@ use crate::wire::api::local::{Joined, Left};
 /// How long leaving waits for the registry before it goes on without.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Why it was not done; nothing was changed then.
+/// Why it was not done; nothing was changed then, but a key may be kept for another try.
 #[derive(Debug, Error)]
 pub enum AloneError {
     #[error(transparent)]
@@ -58,8 +58,15 @@ pub(super) async fn enter(
     (name, placement): (Option<MemberName>, Placement),
     now: UnixTime,
 ) -> Result<Membership, AloneError> {
-    let (store, state) = Store::open(&config.state)?;
-    let mut membership = join::join(token, name, &config.suffix, &state, now).await?;
+    let (store, mut state) = Store::open(&config.state)?;
+    let mut membership = match join::join(token, name, &config.suffix, &mut state, now).await {
+        Err(JoinError::Registry(error)) if error.is_passing() => {
+            // The registry may have taken the key, so another try is to be by the same.
+            store.save(&Kept::from(&state))?;
+            return Err(JoinError::Registry(error).into());
+        }
+        joined => joined?,
+    };
     membership.placement = placement;
     join::keep(&store, state, &membership)?;
     Ok(membership)

@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::{debug, info, warn};
 
+use crate::node::host_net;
 use crate::node::run::RunError;
 use crate::os::namespace::{Ending, Furnishing, Namespace, Signals, Told, Wanted};
 use crate::os::passing;
@@ -77,8 +78,9 @@ impl Carrier {
     }
 
     /// Returns the device that is of use.
-    pub const fn wanted(&self) -> Wanted {
+    pub fn wanted(&self, shares_net: bool) -> Wanted {
         Wanted {
+            host: shares_net.then_some(host_net::MTU),
             mtu: self.agent.mtu,
             offload: self.agent.offload,
             queues: self.agent.queues,
@@ -88,15 +90,18 @@ impl Carrier {
     /// Runs the program of `namespace`, until it ends.
     pub async fn run(
         self,
-        (namespace, told): (Namespace, Told),
+        (namespace, mut told): (Namespace, Told),
         signals: Signals,
     ) -> Result<Ending, RunError> {
+        let host_net = host_net::of(&mut told, self.agent.address)?;
+        let is_shared = host_net.is_some();
         let with = Furnishing {
             address: self.agent.address,
             nameserver: self.agent.address.ip(),
-            search: self.agent.search.clone(),
+            search: host_net::search(self.agent.search.clone(), is_shared),
             hidden: None,
             has_api: true,
+            host: is_shared.then(host_net::routes),
         };
         let furnished = block_in_place(|| namespace.furnish(&with))?;
         let mut handed = Handed {
@@ -107,6 +112,7 @@ impl Carrier {
                 queues: told.queues.len(),
                 names: furnished.names.len(),
                 has_api: furnished.api.is_some(),
+                is_shared,
             },
             fds: told.queues,
         };

@@ -4,6 +4,7 @@ mod list;
 mod paths;
 mod ping;
 mod scoped;
+mod wait;
 mod warnings;
 mod wireguard;
 
@@ -34,9 +35,9 @@ use crate::wire::api::{
     local::{
         AutoFrom, AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left,
         NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers, Pending, PingReply,
-        PingRequest, Status, TrustApprove, TrustChange, TrustChanged, TrustList, TrustName,
-        TrustRequest, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers,
-        WireGuardRemove, WireGuardRemoved,
+        PingRequest, Status, TrustApprove, TrustAwait, TrustChange, TrustChanged, TrustList,
+        TrustName, TrustRequest, TrustStands, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded,
+        WireGuardPeers, WireGuardRemove, WireGuardRemoved,
     },
     problem::{Code, Problem},
 };
@@ -300,6 +301,10 @@ impl Control for Node {
             .await
     }
 
+    async fn trust_await(&self, wait: TrustAwait) -> Result<TrustStands, Problem> {
+        wait::wait(self, wait).await
+    }
+
     async fn trust_approve(&self, approve: TrustApprove) -> Result<TrustChanged, Problem> {
         let TrustApprove { agent, name, allow } = approve;
         let given = allow.clone();
@@ -405,8 +410,9 @@ impl Node {
             "name another state directory with --state DIR".clone_into(&mut problem.hint);
             return Err(problem);
         }
-        let state = self.handle.call(|core| core.engine.state()).await?;
-        let mut membership = join::join(token, name, &self.suffix, &state, clock::unix()).await?;
+        let mut state = self.handle.call(|core| core.engine.state()).await?;
+        let mut membership =
+            join::join(token, name, &self.suffix, &mut state, clock::unix()).await?;
         membership.placement = placement;
         let joined = join::joined(&membership, true)?;
         let (done, added) = oneshot::channel();

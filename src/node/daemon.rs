@@ -10,13 +10,13 @@ use std::{
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
 };
 use tracing::{error, info, warn};
 
 use crate::config::{NodeConfig, NodeSettings, SearchSettings};
 use crate::dataplane::{self, Realm};
-use crate::engine::membership::Membership;
+use crate::engine::membership::{Membership, State};
 use crate::id::{OverlayIp, Suffix};
 use crate::node::carriers::{self, Carriers};
 use crate::node::{
@@ -139,12 +139,7 @@ pub(super) async fn run_for(
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce() + Send,
 ) -> Result<(), DaemonError> {
-    let (store, mut state) = Store::open(&config.state)?;
-    if let Some(guest) = &guest {
-        // The others stay on disk as they are.
-        let is_guest = |m: &Membership| m.address() == Some(guest.local);
-        state.memberships.retain(is_guest);
-    }
+    let (store, state) = open(&config, guest.as_ref())?;
     let mut listeners = vec![local_api::bind(&config.socket)?];
     let programs = match &guest {
         Some(_) => None,
@@ -161,6 +156,7 @@ pub(super) async fn run_for(
     settle::engine(&mut core.engine, &config);
     let lost = make_carriers(&config, &mut core)?;
     let device_lost = core.device_lost();
+    let installed = core.installed();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
     let followers = follow(&handle, port, (wanted, config.search), lost);
@@ -175,6 +171,7 @@ pub(super) async fn run_for(
         started: clock::unix(),
         stop: Arc::new(Notify::new()),
         sent: Arc::new(Notify::new()),
+        installed,
         suffix: config.suffix.clone(),
         changes,
         is_private: guest.is_some(),
@@ -183,45 +180,68 @@ pub(super) async fn run_for(
         facts: seen,
         mapped: mapping.told.clone(),
     });
-    let mut daemon = Daemon {
-        handle,
-        offload: config.offload,
-        names,
-        loopback: None,
-        suffix: config.suffix,
-        running: BTreeMap::new(),
-        facts,
-        sent: Arc::clone(&node.sent),
-        device_lost,
-        realm: GUEST,
-    };
+    let mut daemon = Daemon::new(&node, (names, facts), device_lost);
     let mut up = daemon.bring_up(memberships, guest, &mut listeners).await;
     if up.is_ok() {
-        let (stopping, stopped) = watch::channel(());
-        let api = serve_api(listeners, &node, &stopped);
-        let programs = programs.map(|at| programs::serve(at, Arc::clone(&node), stopped));
-        let programs = programs.map(tokio::spawn);
+        let open = Open::at((listeners, programs), &node);
         ready();
         up = daemon
             .serve(shutdown, &node.stop, (&mut asked, settings))
             .await;
-        drop(stopping);
-        wait_for_api(api).await;
-        if let Some(programs) = programs {
-            drop(programs.await);
-        }
+        open.close().await;
     }
     drop(followers);
     daemon.take_down().await;
     mapping.end().await;
-    drop(node);
-    drop(daemon);
+    drop((node, daemon, handle));
     // The driver ends when the last handle is gone; the gateways learn that we leave.
     match driver.await {
         Ok(core) => core.close().await,
         Err(failed) => error!(%failed, "The engine's task failed"),
     }
     up
+}
+
+/// Reads what is kept; of agents a guest's alone, and the others stay on disk as they are.
+fn open(config: &NodeConfig, guest: Option<&Guest>) -> Result<(Store, State), StoreError> {
+    let (store, mut state) = Store::open(&config.state)?;
+    if let Some(guest) = guest {
+        let is_guest = |m: &Membership| m.address() == Some(guest.local);
+        state.memberships.retain(is_guest);
+    }
+    Ok((store, state))
+}
+
+/// Where others reach the node.
+struct Open {
+    /// Tells those that serve to end, by being dropped.
+    stopping: watch::Sender<()>,
+    api: JoinSet<std::io::Result<()>>,
+    programs: Option<JoinHandle<()>>,
+}
+
+impl Open {
+    fn at(
+        (listeners, programs): (Vec<LocalListener>, Option<LocalListener>),
+        node: &Arc<Node>,
+    ) -> Self {
+        let (stopping, stopped) = watch::channel(());
+        let api = serve_api(listeners, node, &stopped);
+        let programs = programs.map(|at| programs::serve(at, Arc::clone(node), stopped));
+        Self {
+            stopping,
+            api,
+            programs: programs.map(tokio::spawn),
+        }
+    }
+
+    async fn close(self) {
+        drop(self.stopping);
+        wait_for_api(self.api).await;
+        if let Some(programs) = self.programs {
+            drop(programs.await);
+        }
+    }
 }
 
 /// Starts what follows the world for the engine; it ends when this is dropped.
@@ -298,6 +318,25 @@ impl Running {
 }
 
 impl Daemon {
+    fn new(
+        node: &Node,
+        (names, facts): (HostNames, watch::Sender<BTreeMap<OverlayIp, Facts>>),
+        device_lost: Arc<Notify>,
+    ) -> Self {
+        Self {
+            handle: node.handle.clone(),
+            offload: node.offload,
+            names,
+            loopback: None,
+            suffix: node.suffix.clone(),
+            running: BTreeMap::new(),
+            facts,
+            sent: Arc::clone(&node.sent),
+            device_lost,
+            realm: GUEST,
+        }
+    }
+
     async fn bring_up(
         &mut self,
         memberships: Vec<Membership>,

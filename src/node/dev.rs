@@ -217,11 +217,11 @@ async fn make_token(plan: &Plan, operator: &OperatorToken) -> Result<JoinToken, 
 
 /// Joins with the agent here, unless an earlier start did.
 async fn enter(node: &NodeConfig, token: &JoinToken, plan: &Plan) -> Result<(), DevError> {
-    let (store, state) = Store::open(&node.state)?;
+    let (store, mut state) = Store::open(&node.state)?;
     let is_member = state.memberships.iter().any(|m| m.network == token.network);
     if !is_member {
         let name = Some(plan.name.clone());
-        let joined = join::join(token, name, &node.suffix, &state, clock::unix()).await?;
+        let joined = join::join(token, name, &node.suffix, &mut state, clock::unix()).await?;
         join::keep(&store, state, &joined)?;
     }
     Ok(())

@@ -85,6 +85,8 @@ pub struct Core {
     /// Resolved when the workers use the tables published last; None when somebody took it.
     published: Option<Published>,
     pongs: BTreeMap<u64, oneshot::Sender<(Duration, Path)>>,
+    /// Told when who may talk changed.
+    installed: Arc<Notify>,
     /// Wakes the registry tasks, by agent.
     outboxes: BTreeMap<OverlayIp, Arc<Notify>>,
     /// Agents whose gateway's endpoints are to be looked up.
@@ -127,6 +129,7 @@ impl Core {
             epoch: 0,
             published: None,
             pongs: BTreeMap::new(),
+            installed: Arc::new(Notify::new()),
             outboxes: BTreeMap::new(),
             gateways,
             unsaved: BTreeMap::new(),
@@ -161,6 +164,11 @@ impl Core {
     /// Returns what tells when somebody took a device away.
     pub fn device_lost(&self) -> Arc<Notify> {
         Arc::clone(&self.device_lost)
+    }
+
+    /// Returns what tells when who may talk changed.
+    pub fn installed(&self) -> Arc<Notify> {
+        Arc::clone(&self.installed)
     }
 
     /// Returns the agents whose device somebody took away.
@@ -362,6 +370,7 @@ impl Core {
                 .collect(),
         };
         self.published = Some(self.dataplane.publish(tables));
+        self.installed.notify_waiters();
     }
 
     fn handle_worker(&mut self, message: FromWorker) {

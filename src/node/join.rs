@@ -60,11 +60,14 @@ impl From<ClientError> for JoinError {
 }
 
 /// Makes an agent a member by `token`; nothing is kept until the caller keeps what is returned.
+///
+/// Its identity is put into `state` first: the registry may take it and its answer be lost, and then
+/// the name is that key's.
 pub async fn join(
     token: &JoinToken,
     name: Option<MemberName>,
     suffix: &Suffix,
-    state: &State,
+    state: &mut State,
     unix: UnixTime,
 ) -> Result<Membership, JoinError> {
     let chain = token.open_chain()?;
@@ -77,8 +80,11 @@ pub async fn join(
     {
         return Err(JoinError::AlreadyMember(name));
     }
-    let known = state.identities.get(&agent).cloned();
-    let identity = known.unwrap_or_else(|| IdentityKey::from_seed(random::seed()));
+    let identity = state
+        .identities
+        .entry(agent.clone())
+        .or_insert_with(|| IdentityKey::from_seed(random::seed()))
+        .clone();
     let links = grant_self(token, &chain, &identity, &name, unix)?;
     let pin = token.pin.parse::<Pin>().map_err(|_| JoinError::BadPin)?;
     let client = RegistryClient::connect(&token.url, pin, token.domain, unix).await?;

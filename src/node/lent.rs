@@ -17,6 +17,8 @@ use crate::node::{
     resolver::{Resolver, Settings, Upstream},
 };
 
+use crate::os::dns;
+
 /// What a program's namespace has for the node.
 #[derive(Debug)]
 pub struct Lent {
@@ -25,6 +27,8 @@ pub struct Lent {
     pub device: Device,
     /// Where names are asked for: UDP and TCP of each place, nonblocking.
     pub names: Vec<(UdpSocket, TcpListener)>,
+    /// Whether the program has the host's network too, and foreign names are the host's to answer.
+    pub is_shared: bool,
 }
 
 /// Hands the device to the data plane and answers names; returns the device's name and what answers.
@@ -44,30 +48,36 @@ pub(super) async fn take_in(
     added.map_err(DeviceError::Watch)?;
     let mut resolvers = Vec::new();
     for sockets in lent.names {
-        let resolver = answer(handle, (membership, suffix), local, sockets);
+        let asker = (local, lent.is_shared);
+        let resolver = answer(handle, (membership, suffix), asker, sockets);
         resolvers.push(resolver.map_err(DeviceError::Names)?);
     }
     info!(device = %lent.name, "Network device of a program ready");
     Ok((lent.name, resolvers))
 }
 
-/// Answers what the agent may know, and nothing else: its program has no other network to ask in.
+/// Answers what the agent may know, and nothing else where its program has no other network.
 fn answer(
     handle: &Handle,
     (membership, suffix): (&Membership, &Suffix),
-    asker: OverlayIp,
+    (asker, is_shared): (OverlayIp, bool),
     (udp, tcp): (UdpSocket, TcpListener),
 ) -> std::io::Result<Resolver> {
     let search = search(membership, suffix);
+    let (upstream, foreign) = if is_shared {
+        (Upstream::Forward(dns::nameservers()), dns::search())
+    } else {
+        (Upstream::Refuse, Vec::new())
+    };
     let settings = Settings {
         listen: udp.local_addr()?,
         asker,
         zone: Zone {
             suffix: suffix.clone(),
             prefixes: vec![membership.prefix],
-            retries: Zone::retries(&search, &[]),
+            retries: Zone::retries(&search, &foreign),
         },
-        upstream: Upstream::Refuse,
+        upstream,
     };
     let sockets = (udp.try_into()?, tcp.try_into()?);
     let names = Arc::new(Names::of_one(handle.clone()));

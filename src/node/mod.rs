@@ -12,6 +12,7 @@ pub mod driver;
 pub mod gateway;
 mod gateways;
 mod host_dns;
+mod host_net;
 pub mod join;
 pub mod lent;
 pub mod local_api;

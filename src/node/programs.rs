@@ -187,6 +187,7 @@ fn taken(
             has_udp_offload: device.has_udp_offload,
         },
         names: places,
+        is_shared: device.is_shared,
     };
     Ok((lent, fds.next().map(UnixListener::from)))
 }

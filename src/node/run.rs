@@ -1,6 +1,6 @@
 //! One program with an agent's network of its own, and the node that carries it.
 
-use std::{os::fd::AsRawFd, path::PathBuf, time::Duration};
+use std::{io, os::fd::AsRawFd, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -16,9 +16,11 @@ use crate::node::agent::MTU;
 use crate::node::alone::{self, AloneError};
 use crate::node::by_daemon::CarryError;
 use crate::node::daemon::{self, DaemonError, Guest};
+use crate::node::host_net::{self, HostNet};
 use crate::node::join::JoinError;
 use crate::node::lent::{self, Lent};
 use crate::node::settle;
+use crate::node::sync;
 use crate::os::clock;
 use crate::os::namespace::{
     Ending, Furnishing, Namespace, Obstacle, Running, Signals, Told, Wanted,
@@ -27,6 +29,10 @@ use crate::statement::token::JoinToken;
 
 /// How long a program has to end when its node cannot go on.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long a registry may be silent or busy when an agent joins: as when a host starts, its network
+/// is not there yet, or a hundred programs begin at once.
+const JOIN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a program did not run to its end.
 #[derive(Debug, Error)]
@@ -40,6 +46,8 @@ pub enum RunError {
     Carry(#[from] CarryError),
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    #[error("cannot carry the host's network")]
+    HostNet(#[source] io::Error),
     #[error(transparent)]
     Obstacle(#[from] Obstacle),
     #[error("the node stopped before the program ended")]
@@ -60,9 +68,10 @@ pub enum Entry {
     },
 }
 
-/// Returns the device that a node of these settings wants.
-pub fn wanted(config: &NodeConfig) -> Wanted {
+/// Returns the device that a node of these settings wants, and whether the host's network is wanted.
+pub fn wanted(config: &NodeConfig, shares_net: bool) -> Wanted {
     Wanted {
+        host: shares_net.then_some(host_net::MTU),
         mtu: MTU,
         offload: config.offload,
         queues: settle::workers(config.dataplane),
@@ -98,7 +107,7 @@ async fn enter(config: &NodeConfig, entry: Entry) -> Result<Membership, AloneErr
     match entry {
         Entry::Member(agent) => alone::find(config, agent.as_deref()),
         Entry::Token { token, name, .. } => {
-            match alone::enter(config, &token, (name, Placement::default()), clock::unix()).await {
+            match join_patiently(config, &token, name).await {
                 // As when a container starts anew with what it kept.
                 Err(AloneError::Join(JoinError::AlreadyMember(name))) => {
                     alone::find(config, Some(&name.to_string()))
@@ -106,6 +115,32 @@ async fn enter(config: &NodeConfig, entry: Entry) -> Result<Membership, AloneErr
                 entered => entered,
             }
         }
+    }
+}
+
+async fn join_patiently(
+    config: &NodeConfig,
+    token: &JoinToken,
+    name: Option<MemberName>,
+) -> Result<Membership, AloneError> {
+    let since = clock::now();
+    let mut pause = None;
+    loop {
+        let who = (name.clone(), Placement::default());
+        let error = match alone::enter(config, token, who, clock::unix()).await {
+            Err(AloneError::Join(JoinError::Registry(error))) => error,
+            entered => return entered,
+        };
+        let waited = clock::now().duration_since(since);
+        if !error.is_passing() || waited > JOIN_PATIENCE {
+            return Err(JoinError::Registry(error).into());
+        }
+        if pause.is_none() {
+            warn!(%error, "Cannot join yet, trying again");
+        }
+        let next = sync::next_pause(pause, true);
+        tokio::time::sleep(sync::jittered(next)).await;
+        pause = Some(next);
     }
 }
 
@@ -118,26 +153,33 @@ async fn unless_asked<T>(signals: &Signals, work: impl Future<Output = T>) -> Re
 }
 
 /// What a node for one program begins with.
-struct Guesthouse(Guest);
+struct Guesthouse {
+    guest: Guest,
+    /// Carries packets until the end; None where the host's network is not wanted.
+    _host_net: Option<HostNet>,
+}
 
 impl Guesthouse {
     fn new(
         config: &NodeConfig,
         membership: &Membership,
         namespace: &Namespace,
-        told: Told,
+        mut told: Told,
         is_brief: bool,
     ) -> Result<Self, RunError> {
         let local = membership
             .address()
             .ok_or_else(|| AloneError::NoSuchAgent(membership.agent.clone()))?;
+        let host_net = host_net::of(&mut told, local)?;
+        let is_shared = host_net.is_some();
         let hidden = (!is_brief).then(|| config.state.to_string_lossy().into_owned());
         let with = Furnishing {
             address: local,
             nameserver: local.ip(),
-            search: lent::search(membership, &config.suffix),
+            search: host_net::search(lent::search(membership, &config.suffix), is_shared),
             hidden,
             has_api: true,
+            host: is_shared.then(host_net::routes),
         };
         let furnished = block_in_place(|| namespace.furnish(&with))?;
         debug!(device = %told.name, "Namespaces ready");
@@ -149,9 +191,14 @@ impl Guesthouse {
                 has_udp_offload: told.has_udp_offload,
             },
             names: furnished.names,
+            is_shared,
         };
         let api = furnished.api;
-        Ok(Self(Guest { local, lent, api }))
+        let guest = Guest { local, lent, api };
+        Ok(Self {
+            guest,
+            _host_net: host_net,
+        })
     }
 
     /// Runs the node, and in its care the program.
@@ -168,7 +215,7 @@ impl Guesthouse {
         let tell = || {
             let _gone = ready.send(());
         };
-        let node = daemon::run_for(Some(self.0), (config, None), until, tell);
+        let node = daemon::run_for(Some(self.guest), (config, None), until, tell);
         let mut node = std::pin::pin!(node);
         tokio::select! {
             ended = &mut node => return Err(ended.err().map_or(RunError::Stopped, Into::into)),

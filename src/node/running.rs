@@ -67,6 +67,8 @@ pub(super) struct Node {
     pub(super) stop: Arc<Notify>,
     /// Told when the registry took a statement.
     pub(super) sent: Arc<Notify>,
+    /// Told when who may talk changed.
+    pub(super) installed: Arc<Notify>,
     pub(super) suffix: Suffix,
     pub(super) changes: mpsc::Sender<Change>,
     /// What a program's device may have: offloads, and how many queues.

@@ -341,13 +341,13 @@ fn caller(membership: &Membership) -> Caller<'_> {
 }
 
 /// Returns the pause after one of `before`, which is None after a connection that lasted.
-fn next_pause(before: Option<Duration>, is_passing: bool) -> Duration {
+pub(super) fn next_pause(before: Option<Duration>, is_passing: bool) -> Duration {
     let longest = if is_passing { MAX_PAUSE } else { MAX_REFUSED };
     before.map_or(FIRST_PAUSE, |before| (before * 2).min(longest))
 }
 
 /// Returns a pause between half and the whole of `pause`, so that many nodes do not come at once.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     let [random, ..] = random::seed();
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / 255.0)
 }

@@ -1,6 +1,11 @@
 //! Addresses and routes of TUN devices, by rtnetlink.
 
-use std::{collections::BTreeSet, io, net::Ipv6Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
@@ -100,6 +105,14 @@ impl Routing {
         let prefix = address.network();
         self.check_address(index, address).await?;
         let taken = self.clear_way(index, prefix).await?;
+        self.device_up(device, index).await?;
+        self.add_address(index, address).await?;
+        self.add_route(index, address, taken).await?;
+        self.settled(address).await
+    }
+
+    /// Brings up a device that has no addresses but those it is given.
+    async fn device_up(&self, device: &str, index: u32) -> Result<(), RouteError> {
         // Works where /proc/sys is read-only; where it fails the sysctl says what is wrong.
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let mode = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
@@ -110,10 +123,43 @@ impl Routing {
         sysctl::prepare(device)?;
         let up = LinkUnspec::new_with_index(index).up().build();
         let done = self.handle.link().set(up).execute().await;
-        done.map_err(|e| failed("bring the device up", e))?;
-        self.add_address(index, address).await?;
-        self.add_route(index, address, taken).await?;
-        self.settled(address).await
+        done.map_err(|e| failed("bring the device up", e))
+    }
+
+    /// Brings up the device with `addresses`, and has it lead to everywhere else in their families.
+    pub async fn lead_out(
+        &self,
+        device: &str,
+        index: u32,
+        addresses: &[IpAddr],
+    ) -> Result<(), RouteError> {
+        self.device_up(device, index).await?;
+        for address in addresses {
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            let mut request = self.handle.address().add(index, *address, length);
+            if address.is_ipv6() {
+                let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+                let attributes = &mut request.message_mut().attributes;
+                attributes.push(AddressAttribute::Flags(flags));
+            }
+            let done = request.execute().await;
+            done.map_err(|e| failed("add the address", e))?;
+            let route = match address {
+                IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+                    .output_interface(index)
+                    .pref_source(*address)
+                    .protocol(OURS)
+                    .build(),
+                IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+                    .output_interface(index)
+                    .pref_source(*address)
+                    .protocol(OURS)
+                    .build(),
+            };
+            let done = self.handle.route().add(route).execute().await;
+            done.map_err(|e| failed("add the route", e))?;
+        }
+        Ok(())
     }
 
     /// Removes the network's route and the address from the device.

@@ -58,6 +58,7 @@ fn every_fact_is_json_with_its_version() {
         ],
         &["trust", "auto", "remove", "--from", "worker-*"],
         &["trust", "request", "b", "--reason", "why not"],
+        &["trust", "request", "b", "--wait", "9s"],
         &[
             "trust", "approve", "b", "--allow", "tcp/8000", "--allow", "udp/53",
         ],
@@ -121,6 +122,11 @@ fn refusals_have_their_exit_codes_and_say_what_to_do() {
             &["ping", "b", "--until-direct", "--timeout", "1s"],
             5,
             "no direct path to b within 1 s: no endpoint of the peer answers (no_answer)",
+        ),
+        (
+            &["trust", "request", "c", "--wait", "1s"],
+            1,
+            "c.acme.agent has not agreed within 1 s",
         ),
         (&["ping", "stranger", "--until-direct"], 4, "no trust"),
         (&["path", "stranger"], 4, "no trust"),

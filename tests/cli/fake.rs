@@ -1,4 +1,12 @@
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use agentnet::id::{
     AgentId, IdentityKey, Label, NetworkId, NetworkPrefix, OverlayIp, TunnelSecret, UnixTime,
@@ -11,9 +19,9 @@ use agentnet::wire::api::local::{
     Family, GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, NetcheckTargets,
     OfAgent, PairState, PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending,
     PendingRequest, PingOutcome, PingReply, PingRequest, RegistryStatus, SessionState, Status,
-    TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest, Warning, Whois,
-    WhoisQuery, Why, WireGuardAdd, WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers,
-    WireGuardRef, WireGuardRemove, WireGuardRemoved,
+    TrustApprove, TrustAwait, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
+    TrustStands, Warning, Whois, WhoisQuery, Why, WireGuardAdd, WireGuardAdded, WireGuardOwn,
+    WireGuardPeer, WireGuardPeers, WireGuardRef, WireGuardRemove, WireGuardRemoved,
 };
 use agentnet::wire::api::problem::{Code, Problem};
 use agentnet::wire::carrier::Carrier;
@@ -43,6 +51,7 @@ impl FakeDaemon {
         let stop = Arc::new(Notify::new());
         let control = Arc::new(Fake {
             stop: Arc::clone(&stop),
+            awaited: AtomicUsize::new(0),
         });
         let listener = runtime.block_on(async { local_api::bind(&socket).unwrap() });
         runtime.spawn(async move {
@@ -69,6 +78,8 @@ fn text(path: &Path) -> String {
 
 struct Fake {
     stop: Arc<Notify>,
+    /// How often somebody waited for trust.
+    awaited: AtomicUsize,
 }
 
 fn id(seed: u8) -> AgentId {
@@ -136,7 +147,7 @@ fn agent() -> AgentStatus {
         network_id: network(),
         membership: MembershipStatus {
             since: ago(80 * 86_400),
-            expires: NOW + std::time::Duration::from_secs(10 * 86_400),
+            expires: NOW + Duration::from_secs(10 * 86_400),
             renews: true,
         },
         registry: RegistryStatus {
@@ -287,7 +298,7 @@ impl Control for Fake {
                 offers: Scope::replies_only(),
                 reason: Some("to \u{1b}[2J read your page".to_owned()),
                 since: ago(2),
-                expires: NOW + std::time::Duration::from_secs(7 * 86_400),
+                expires: NOW + Duration::from_secs(7 * 86_400),
             }],
             outgoing: Vec::new(),
         })
@@ -306,6 +317,16 @@ impl Control for Fake {
             TrustChange::Requested,
             Some(request.allow),
         ))
+    }
+
+    async fn trust_await(&self, wait: TrustAwait) -> Result<TrustStands, Problem> {
+        // Agent b agrees when it is waited for the second time, others never.
+        let stands = self.awaited.fetch_add(1, Ordering::Relaxed) > 0 && wait.name == "b";
+        if !stands && wait.name != "b" {
+            tokio::time::sleep(Duration::from_millis(wait.timeout_ms)).await;
+        }
+        let name = format!("{}.acme.agent", wait.name);
+        Ok(TrustStands { name, stands })
     }
 
     async fn trust_approve(&self, approve: TrustApprove) -> Result<TrustChanged, Problem> {

@@ -3,6 +3,8 @@
 mod job;
 mod lost;
 mod missing;
+mod shared;
+mod terminal;
 
 use std::time::Duration;
 
@@ -37,7 +39,7 @@ fn open_house(world: &World) -> (Lab, Proc) {
 
 /// The shell's words for waiting until b has answered.
 fn befriend() -> String {
-    format!("agentnet trust request {B} && until getent hosts {B}; do sleep 0.05; done")
+    format!("agentnet trust request {B} --wait 60s && getent hosts {B}")
 }
 
 /// A resolver of the host and a cache, which a program of an agent must not reach.
@@ -169,7 +171,7 @@ fn an_agent_that_joined_before_runs_programs() {
 }
 
 /// Programs at once in the test, unless AGENTNET_RUNS says otherwise.
-const MANY: &str = "12";
+const MANY: &str = "40";
 
 /// Issue 6: many programs at once, each an agent of its own, and all are gone afterwards.
 #[test]

@@ -259,7 +259,9 @@ impl From<RunError> for Failure {
             ),
             RunError::Daemon(error) => error.into(),
             RunError::Obstacle(error) => error.into(),
-            RunError::Asked(_) | RunError::Stopped => Self::cured(&error, None),
+            RunError::Asked(_) | RunError::HostNet(_) | RunError::Stopped => {
+                Self::cured(&error, None)
+            }
         }
     }
 }

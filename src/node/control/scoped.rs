@@ -13,8 +13,8 @@ use crate::node::running::Node;
 use crate::wire::api::local::{
     AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left, NetcheckTargets,
     OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove,
-    TrustChanged, TrustList, TrustName, TrustRequest, Whois, WhoisQuery, WireGuardAdd,
-    WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
+    TrustAwait, TrustChanged, TrustList, TrustName, TrustRequest, TrustStands, Whois, WhoisQuery,
+    WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -133,6 +133,11 @@ impl Control for Scoped {
         let agent = self.own(request.agent.clone()).await?;
         let request = TrustRequest { agent, ..request };
         self.node.trust_request(request).await
+    }
+
+    async fn trust_await(&self, wait: TrustAwait) -> Result<TrustStands, Problem> {
+        let agent = self.own(wait.agent.clone()).await?;
+        self.node.trust_await(TrustAwait { agent, ..wait }).await
     }
 
     async fn trust_approve(&self, approve: TrustApprove) -> Result<TrustChanged, Problem> {

@@ -22,9 +22,9 @@ use tracing::info;
 use crate::wire::api::local::{
     AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left, MAX_BODY,
     NetcheckTargets, OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest,
-    Status, TrustApprove, TrustChanged, TrustList, TrustName, TrustRequest, Version, Versioned,
-    Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove,
-    WireGuardRemoved,
+    Status, TrustApprove, TrustAwait, TrustChanged, TrustList, TrustName, TrustRequest,
+    TrustStands, Version, Versioned, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded,
+    WireGuardPeers, WireGuardRemove, WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -66,6 +66,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Asks another agent for its consent.
     async fn trust_request(&self, request: TrustRequest) -> Result<TrustChanged, Problem>;
+
+    /// Waits until consent stands both ways with another agent.
+    async fn trust_await(&self, wait: TrustAwait) -> Result<TrustStands, Problem>;
 
     /// Consents to another agent.
     async fn trust_approve(&self, approve: TrustApprove) -> Result<TrustChanged, Problem>;
@@ -169,6 +172,7 @@ fn router(control: Shared) -> Router {
         .route("/v1/trust/pending", get(trust_pending))
         .route("/v1/trust/auto", get(auto_list))
         .route("/v1/wireguard", get(wireguard_list))
+        .route("/v1/trust/await", post(trust_await))
         .route("/v1/ping", post(ping));
     let changes = Router::new()
         .route("/v1/trust/request", post(trust_request))
@@ -254,6 +258,7 @@ query_calls! {
 
 body_calls! {
     trust_request(TrustRequest)
+    trust_await(TrustAwait)
     trust_approve(TrustApprove)
     trust_deny(TrustName)
     trust_revoke(TrustName)

@@ -81,6 +81,12 @@ pub fn nameservers() -> Vec<SocketAddr> {
     servers.iter().filter_map(resolv_conf::socket).collect()
 }
 
+/// Returns the domains by which programs of the host complete short names.
+pub fn search() -> Vec<String> {
+    let text = original::read_bounded(Path::new(RESOLV_CONF)).unwrap_or_default();
+    Settings::parse(&text).search
+}
+
 /// Returns the folders in which root sets the host's DNS as `mode` says, and whether it runs programs for it.
 pub fn needs(mode: DnsMode) -> (Vec<PathBuf>, bool) {
     let [etc, run] = ["/etc", "/run"].map(PathBuf::from);

@@ -64,15 +64,27 @@ pub(super) async fn run(
         }
     };
     tell(&socket, &Report::Started, &[]).map_err(failed)?;
+    let mut job = Job {
+        program: child,
+        parent,
+        stops: 0,
+        is_stopped: false,
+    };
     let ended = loop {
         tokio::select! {
             _ = children.recv() => {
-                if let Some(ending) = changed(child, parent, &socket) {
+                if let Some(ending) = job.changed(&socket) {
                     break Some(ending);
                 }
             }
             order = talk::next::<Order>(&socket) => match order {
-                Ok(Some(order)) => obey(&order, child),
+                Ok(Some(order)) => {
+                    // What became of the program meanwhile decides what the order means.
+                    if let Some(ending) = job.changed(&socket) {
+                        break Some(ending);
+                    }
+                    job.obey(&order);
+                }
                 // Whoever started us is gone, and with it the network.
                 Ok(None) | Err(_) => break None,
             },
@@ -127,43 +139,64 @@ fn start(program: &[OsString], more: Vec<(String, String)>) -> io::Result<Pid> {
     Ok(Pid::from_raw(pid))
 }
 
-fn obey(order: &Order, child: Pid) {
-    let signal = match order {
-        Order::Continue => Signal::SIGCONT,
-        Order::Signal(number) => match Signal::try_from(*number) {
-            Ok(signal) => signal,
-            Err(_) => return,
-        },
-        Order::Begin(_) | Order::Identified | Order::Furnish(_) | Order::Start(_) => return,
-    };
-    // The program may have ended at the same moment.
-    let _ended = kill(child, signal);
+/// The program and the process outside, which stop and go on together.
+struct Job {
+    program: Pid,
+    parent: Pid,
+    /// How often the program stopped.
+    stops: u64,
+    is_stopped: bool,
 }
 
-/// Takes note of what became of children; returns how the program ended, if it did.
-fn changed(child: Pid, parent: Pid, socket: &UnixDatagram) -> Option<Ending> {
-    let mut ended = None;
-    processes::reap(|status| match status {
-        WaitStatus::Exited(pid, code) if pid == child => {
-            ended = Some(Ending::Exit(u8::try_from(code).unwrap_or(u8::MAX)));
-        }
-        WaitStatus::Signaled(pid, signal, _) if pid == child => {
-            ended = Some(Ending::Killed(signal as i32));
-        }
-        WaitStatus::Stopped(pid, _) if pid == child => {
-            drop(tell(socket, &Report::Stopped, &[]));
-        }
-        // Somebody continued the program alone; its network is to go on too.
-        WaitStatus::Continued(pid) if pid == child => {
-            let _gone = kill(parent, Signal::SIGCONT);
-        }
-        WaitStatus::Exited(..)
-        | WaitStatus::Signaled(..)
-        | WaitStatus::Stopped(..)
-        | WaitStatus::PtraceEvent(..)
-        | WaitStatus::PtraceSyscall(_)
-        | WaitStatus::Continued(_)
-        | WaitStatus::StillAlive => {}
-    });
-    ended
+impl Job {
+    fn obey(&self, order: &Order) {
+        let signal = match order {
+            // One of before the last stop comes too late, and a shell continues all of a job itself.
+            Order::Continue(stop) if *stop == self.stops && self.is_stopped => Signal::SIGCONT,
+            Order::Signal(number) => match Signal::try_from(*number) {
+                Ok(signal) => signal,
+                Err(_) => return,
+            },
+            Order::Begin(_)
+            | Order::Continue(_)
+            | Order::Identified
+            | Order::Furnish(_)
+            | Order::Start(_) => return,
+        };
+        // The program may have ended at the same moment.
+        let _ended = kill(self.program, signal);
+    }
+
+    /// Takes note of what became of children; returns how the program ended, if it did.
+    fn changed(&mut self, socket: &UnixDatagram) -> Option<Ending> {
+        let mut ended = None;
+        processes::reap(|status| match status {
+            WaitStatus::Exited(pid, code) if pid == self.program => {
+                ended = Some(Ending::Exit(u8::try_from(code).unwrap_or(u8::MAX)));
+            }
+            WaitStatus::Signaled(pid, signal, _) if pid == self.program => {
+                ended = Some(Ending::Killed(signal as i32));
+            }
+            // Both are done here, so that they are done in this order. (The kernel does not stop the
+            // first process, and nobody would continue it.)
+            WaitStatus::Stopped(pid, _) if pid == self.program => {
+                self.stops += 1;
+                self.is_stopped = true;
+                drop(tell(socket, &Report::Stopped(self.stops), &[]));
+                let _gone = kill(self.parent, Signal::SIGSTOP);
+            }
+            WaitStatus::Continued(pid) if pid == self.program => {
+                self.is_stopped = false;
+                let _gone = kill(self.parent, Signal::SIGCONT);
+            }
+            WaitStatus::Exited(..)
+            | WaitStatus::Signaled(..)
+            | WaitStatus::Stopped(..)
+            | WaitStatus::PtraceEvent(..)
+            | WaitStatus::PtraceSyscall(_)
+            | WaitStatus::Continued(_)
+            | WaitStatus::StillAlive => {}
+        });
+        ended
+    }
 }

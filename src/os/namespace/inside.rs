@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -89,10 +89,15 @@ fn report(socket: &OwnedFd, what: &Report, fds: &[BorrowedFd<'_>]) -> Result<(),
     tell(socket, what, fds).map_err(|error| Obstacle::os("tell agentnet run", &error))
 }
 
+/// What the program's device for its host's network is called.
+const HOST_DEVICE: &str = "host0";
+
 /// A device without its queues, which are elsewhere.
 struct Device {
     name: String,
     index: u32,
+    /// That of the device for the host's network; None without one.
+    host: Option<u32>,
 }
 
 /// Makes the namespaces and the device; None when whoever wants it is gone.
@@ -109,6 +114,10 @@ fn separate(socket: &OwnedFd, wanted: Wanted) -> Result<Option<Device>, Obstacle
     let others = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
     unshare(others).map_err(failed("make network and mount namespaces"))?;
     let tun = tun::create(tun::ANY_NAME, wanted.mtu, wanted.offload, wanted.queues)?;
+    let host = wanted
+        .host
+        .map(|mtu| tun::create(HOST_DEVICE, mtu, false, 1))
+        .transpose()?;
     let workshop = mounts::workshop()?;
     let Tun {
         name,
@@ -121,11 +130,15 @@ fn separate(socket: &OwnedFd, wanted: Wanted) -> Result<Option<Device>, Obstacle
         name: name.clone(),
         has_header,
         has_udp_offload,
+        has_host: host.is_some(),
     };
     let state = workshop.state.as_fd();
-    let fds = std::iter::once(state).chain(fds.iter().map(AsFd::as_fd));
+    let of_host = host.iter().flat_map(|host| &host.fds);
+    let fds = fds.iter().chain(of_host).map(AsFd::as_fd);
+    let fds = std::iter::once(state).chain(fds);
     report(socket, &made, &fds.collect::<Vec<_>>())?;
-    Ok(Some(Device { name, index }))
+    let host = host.map(|host| host.index);
+    Ok(Some(Device { name, index, host }))
 }
 
 /// Gives the device its address and the network its routes.
@@ -135,6 +148,11 @@ async fn connect(device: &Device, with: &Furnishing) -> Result<(), Obstacle> {
     routing
         .attach(&device.name, device.index, with.address)
         .await?;
+    if let (Some(index), Some(host)) = (device.host, with.host) {
+        let addresses = [host.v4.map(IpAddr::V4), host.v6.map(IpAddr::V6)];
+        let addresses = addresses.into_iter().flatten().collect::<Vec<_>>();
+        routing.lead_out(HOST_DEVICE, index, &addresses).await?;
+    }
     let group = Gid::current();
     for (setting, value) in [
         // In a network of its own any program may be the web server.

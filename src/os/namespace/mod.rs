@@ -21,4 +21,4 @@ pub use inside::run as run_inside;
 pub use mounts::DEVICE_DIR;
 pub use outside::{Furnished, Namespace, Running, Told, check_threads};
 pub use signals::{Blocked, Signals, end_by};
-pub use talk::{Furnishing, Wanted};
+pub use talk::{Furnishing, HostRoutes, Wanted};

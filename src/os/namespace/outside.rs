@@ -1,6 +1,7 @@
 //! The process outside, as far as namespaces and program are concerned.
 
 use std::{
+    cell::Cell,
     ffi::OsString,
     fs::File,
     io,
@@ -15,8 +16,8 @@ use std::{
 
 use nix::{
     sys::prctl::set_child_subreaper,
-    sys::signal::{Signal, raise},
-    unistd::{Pid, dup2_stdin, dup2_stdout, getpid},
+    sys::signal::Signal,
+    unistd::{Pid, dup2_stdin, dup2_stdout},
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixDatagram;
@@ -52,6 +53,8 @@ pub struct Told {
     pub queues: Vec<OwnedFd>,
     pub has_header: bool,
     pub has_udp_offload: bool,
+    /// The device for the host's network; None without one, and once somebody took it.
+    pub host: Option<OwnedFd>,
     /// An empty directory in memory, seen by nobody else and gone when this is closed; None once
     /// somebody took it.
     pub memory: Option<OwnedFd>,
@@ -125,12 +128,14 @@ impl Namespace {
                 name,
                 has_header,
                 has_udp_offload,
+                has_host,
             },
-            fds,
+            mut fds,
         ) = self.report()?
         else {
             return Err(lost());
         };
+        let host = if has_host { fds.pop() } else { None };
         let mut fds = fds.into_iter();
         let memory = fds.next().ok_or_else(lost)?;
         Ok(Told {
@@ -138,6 +143,7 @@ impl Namespace {
             queues: fds.collect(),
             has_header,
             has_udp_offload,
+            host,
             memory: Some(memory),
         })
     }
@@ -174,6 +180,8 @@ impl Namespace {
         Ok(Running {
             socket: talk::listen(self.socket).map_err(failed)?,
             signals,
+            inside: self.pid,
+            stops: Cell::new(0),
             user: self.user,
         })
     }
@@ -210,6 +218,9 @@ fn leave_streams() -> io::Result<()> {
 pub struct Running {
     socket: UnixDatagram,
     signals: Signals,
+    inside: Pid,
+    /// How often the program stopped, as far as is known here.
+    stops: Cell<u64>,
     user: Option<String>,
 }
 
@@ -222,10 +233,12 @@ impl Running {
     pub async fn ended(&self) -> Result<Ending, Obstacle> {
         loop {
             tokio::select! {
+                // What is continued is known before that it is continued.
+                biased;
                 report = talk::next::<Report>(&self.socket) => match report {
                     Ok(Some(Report::Ended(ending))) => return Ok(ending),
                     Ok(Some(Report::Failed(obstacle))) => return Err(obstacle),
-                    Ok(Some(Report::Stopped)) => self.stop(),
+                    Ok(Some(Report::Stopped(stops))) => self.stops.set(stops),
                     Ok(Some(
                         Report::Started
                         | Report::Nameless
@@ -237,11 +250,11 @@ impl Running {
                         return Err(lost());
                     }
                 },
-                signal = self.signals.next() => {
-                    if let Some(signal) = signal.to_pass_on() {
-                        self.order(&Order::Signal(signal));
-                    }
-                }
+                came = self.signals.next() => match came.to_pass_on(self.inside) {
+                    Some(Signal::SIGCONT) => self.order(&Order::Continue(self.stops.get())),
+                    Some(signal) => self.order(&Order::Signal(signal as i32)),
+                    None => {}
+                },
             }
         }
     }
@@ -249,18 +262,6 @@ impl Running {
     /// Asks the program to end, as a service manager does.
     pub fn ask_to_end(&self) {
         self.order(&Order::Signal(Signal::SIGTERM as i32));
-    }
-
-    /// Stops with the program, so that the shell notices; goes on with it when continued.
-    fn stop(&self) {
-        // The kernel does not stop the first process, and nobody would continue it.
-        if getpid() == Pid::from_raw(1) {
-            return;
-        }
-        if raise(Signal::SIGSTOP).is_err() {
-            return;
-        }
-        self.order(&Order::Continue);
     }
 
     fn order(&self, order: &Order) {

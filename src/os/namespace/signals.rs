@@ -5,6 +5,7 @@ use std::{fs, io, os::fd::AsFd};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Pid, getpid, getsid};
 use tokio::net::unix::pipe::Receiver;
 
 use crate::os::namespace::processes;
@@ -57,6 +58,8 @@ impl Blocked {
     pub fn new() -> io::Result<Self> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
+        // It continues this process all the same.
+        mask.add(Signal::SIGCONT);
         for signal in heeded()? {
             mask.add(signal);
         }
@@ -83,26 +86,32 @@ pub(super) struct Came {
     signal: Signal,
     /// To the whole job at once.
     by_kernel: bool,
+    /// Whoever sent it; 0 for the kernel, and for processes that are not seen from here.
+    by: i32,
 }
 
 impl Came {
-    /// Reads a `struct signalfd_siginfo` (signalfd(2)): number, errno, code, and what we do not need.
+    /// Reads a `struct signalfd_siginfo` (signalfd(2)): number, errno, code, sender, and what we do not
+    /// need.
     fn of(info: &[u8; INFO]) -> Option<Self> {
-        let [signal, _, code, ..] = info.as_chunks::<4>().0 else {
+        let [signal, _, code, sender, ..] = info.as_chunks::<4>().0 else {
             return None;
         };
         Some(Self {
             signal: Signal::try_from(i32::from_ne_bytes(*signal)).ok()?,
             by_kernel: i32::from_ne_bytes(*code) == SI_KERNEL,
+            by: i32::from_ne_bytes(*sender),
         })
     }
 
-    /// Returns its number if the program would not get it otherwise.
-    pub(super) const fn to_pass_on(self) -> Option<i32> {
-        if self.by_kernel {
-            return None;
-        }
-        Some(self.signal as i32)
+    /// Returns it if the program would not get it otherwise; `inside` is who waits for the program.
+    pub(super) fn to_pass_on(self, inside: Pid) -> Option<Signal> {
+        // When a terminal hangs up, the kernel tells the first process of the session alone.
+        let to_us = self.signal == Signal::SIGHUP && getsid(None) == Ok(getpid());
+        let has_it = self.by_kernel && !to_us;
+        // That the program goes on is where this one comes from.
+        let from_it = self.signal == Signal::SIGCONT && self.by == inside.as_raw();
+        (!has_it && !from_it).then_some(self.signal)
     }
 }
 

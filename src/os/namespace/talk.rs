@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::Ipv6Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::net,
 };
@@ -24,6 +24,8 @@ pub struct Wanted {
     pub mtu: u16,
     pub offload: bool,
     pub queues: usize,
+    /// Largest packet of a second device, for the host's network; None without one.
+    pub host: Option<u16>,
 }
 
 /// What the namespaces are furnished with, once it is known who lives there.
@@ -37,6 +39,17 @@ pub struct Furnishing {
     pub hidden: Option<String>,
     /// Whether the program finds a socket of the node's.
     pub has_api: bool,
+    /// What the device for the host's network is given; None without one.
+    pub host: Option<HostRoutes>,
+}
+
+/// Where the host's network is for the program: behind a device with these addresses.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct HostRoutes {
+    /// None where the host has no IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// None where the host has no IPv6.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// What the process outside wants.
@@ -49,8 +62,8 @@ pub(super) enum Order {
     Furnish(Furnishing),
     /// Start the program, with these variables more.
     Start(Vec<(String, String)>),
-    /// The job was continued.
-    Continue,
+    /// The job was continued after the program's stop of this number.
+    Continue(u64),
     /// Pass this signal on.
     Signal(i32),
 }
@@ -66,12 +79,15 @@ pub(super) enum Report {
         name: String,
         has_header: bool,
         has_udp_offload: bool,
+        /// Whether the last descriptor is the device for the host's network.
+        has_host: bool,
     },
     /// Address, routes and files are there. A UDP and a TCP socket for each place where names are
     /// asked for come with this, and before them a listening one for the node's API if it was wanted.
     Furnished,
     Started,
-    Stopped,
+    /// The program stopped, for the so-manieth time, and this process is stopped next.
+    Stopped(u64),
     Ended(Ending),
     Failed(Obstacle),
 }

@@ -73,6 +73,7 @@ pub(super) fn api(data: &[u8]) {
         survives::<local::PingRequest>,
         survives::<local::TrustApprove>,
         survives::<local::TrustName>,
+        survives::<local::TrustAwait>,
         survives::<local::TrustRequest>,
         survives::<local::WhoisQuery>,
         survives::<local::Versioned<local::Joined>>,

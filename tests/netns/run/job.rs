@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Brings up registry and gateway, and joins `a` on host a without its node.
-fn joined(lab: &Lab) -> &Host {
+pub(super) fn joined(lab: &Lab) -> &Host {
     lab.token("a", "--name a");
     let a = &lab.site.a;
     a.ok("agentnet join --state /mnt/a --token-file /mnt/a.token --name a");

@@ -37,7 +37,8 @@ pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, P
 pub use program::{MAX_LINE, PROGRAMS, ProgramAgent, ProgramAnswer, ProgramDevice, ProgramHello};
 pub use trust::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,
-    TrustApprove, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
+    TrustApprove, TrustAwait, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
+    TrustStands,
 };
 pub use wireguard::{
     WireGuardAdd, WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers, WireGuardRef,

@@ -65,4 +65,7 @@ pub struct ProgramDevice {
     pub names: usize,
     /// Whether a listening Unix socket comes last, where the program reaches the local API.
     pub has_api: bool,
+    /// Whether the program has the host's network too, and names of the world are to be answered.
+    #[serde(default)]
+    pub is_shared: bool,
 }

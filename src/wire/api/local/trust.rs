@@ -39,6 +39,27 @@ pub struct TrustName {
     pub name: String,
 }
 
+/// `POST /v1/trust/await`: whether consent stands both ways, as soon as it does or the time is over.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TrustAwait {
+    /// Name of the local agent; None when there is but one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// Short (`b`) or full name (`b.acme.agent`).
+    pub name: String,
+    /// How long to wait, at most 20 s; who wants longer asks again.
+    pub timeout_ms: u64,
+}
+
+/// Answer to a wait for trust.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TrustStands {
+    /// Full name of the other agent.
+    pub name: String,
+    /// Whether consent stands both ways; the name resolves then.
+    pub stands: bool,
+}
+
 /// Answer to every change of trust: it holds here when this is returned.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TrustChanged {
