@@ -5,8 +5,9 @@ use toml::Value;
 
 use crate::cli::client::Client;
 use crate::cli::failure::Failure;
+use crate::cli::log::Format;
 use crate::cli::output::Output;
-use crate::config::{self, Flags, NodeConfig, NodeSettings};
+use crate::config::{self, Flags, LogFormat, NodeConfig, NodeSettings};
 use crate::id::Suffix;
 use crate::os::paths;
 use crate::os::sandbox::{Enforced, SandboxError};
@@ -49,6 +50,10 @@ pub(super) struct Global {
     #[arg(long, global = true)]
     json: bool,
 
+    /// Log in this shape [default: auto]
+    #[arg(long, global = true, value_name = "FORMAT", value_enum)]
+    log_format: Option<Format>,
+
     /// Log more; twice for every detail
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
@@ -66,6 +71,8 @@ pub(super) struct Context {
     socket: Option<PathBuf>,
     config: Option<PathBuf>,
     pub(super) verbose: u8,
+    /// None where the settings say.
+    pub(super) log_format: Option<LogFormat>,
     /// What became of the rights that a daemon gives up; None for what gives up none.
     pub(super) sandboxed: Option<Result<Enforced, SandboxError>>,
 }
@@ -81,6 +88,7 @@ impl Context {
             socket: global.socket,
             config: global.config,
             verbose: global.verbose,
+            log_format: global.log_format.map(LogFormat::from),
             sandboxed: None,
         }
     }

@@ -13,6 +13,7 @@ mod gateway;
 mod inside;
 mod join;
 mod leave;
+mod log;
 mod netcheck;
 mod network;
 mod output;

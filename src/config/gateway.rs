@@ -237,7 +237,7 @@ pub struct QuotaSettings {
     pub unknown: u64,
 }
 
-/// What programs that watch the gateway are told.
+/// What programs that watch a server are told.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct MetricsSettings {

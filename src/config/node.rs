@@ -32,6 +32,7 @@ pub struct NodeSettings {
     pub gateway: SearchSettings,
     pub channel: ChannelSettings,
     pub dataplane: DataplaneSettings,
+    pub metrics: NodeMetricsSettings,
     pub log: LogSettings,
 }
 
@@ -239,6 +240,25 @@ pub struct DataplaneSettings {
     pub realtime: bool,
 }
 
+/// What programs that watch the node are told.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeMetricsSettings {
+    /// Where metrics are served over plain HTTP; None means nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Whether they tell of each peer by its name; without, of how many there are.
+    pub peers: bool,
+}
+
+impl Default for NodeMetricsSettings {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            peers: true,
+        }
+    }
+}
+
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -276,8 +296,14 @@ impl LogLevel {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    Json,
+    /// `journald` where systemd has standard error lead to its journal, else `text`.
     #[default]
+    Auto,
+    /// systemd's journal, with a field for each fact.
+    Journald,
+    /// One JSON object a line.
+    Json,
+    /// For people.
     Text,
 }
 
@@ -304,6 +330,8 @@ impl Settings for NodeSettings {
         "channel.suite",
         "dataplane.workers",
         "dataplane.realtime",
+        "metrics.listen",
+        "metrics.peers",
         "log.level",
         "log.format",
     ];
@@ -340,6 +368,7 @@ pub struct NodeConfig {
     pub search: SearchSettings,
     pub suite: SuiteChoice,
     pub dataplane: DataplaneSettings,
+    pub metrics: NodeMetricsSettings,
     pub log: LogSettings,
 }
 
@@ -358,6 +387,7 @@ impl NodeConfig {
             search: settings.gateway,
             suite: settings.channel.suite,
             dataplane: settings.dataplane,
+            metrics: settings.metrics,
             log: settings.log,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LogSettings, Settings};
+use crate::config::{LogSettings, MetricsSettings, Settings};
 use crate::id::Did;
 
 /// The registry's port: HTTPS beside whatever else the host serves on 443.
@@ -24,6 +24,7 @@ pub struct RegistrySettings {
     pub operators: Vec<Did>,
     pub lease: LeaseSettings,
     pub limits: LimitSettings,
+    pub metrics: MetricsSettings,
     pub log: LogSettings,
 }
 
@@ -36,6 +37,7 @@ impl Default for RegistrySettings {
             operators: Vec::new(),
             lease: LeaseSettings::default(),
             limits: LimitSettings::default(),
+            metrics: MetricsSettings::default(),
             log: LogSettings::default(),
         }
     }
@@ -115,6 +117,7 @@ impl Settings for RegistrySettings {
         "limits.key_burst",
         "limits.connections",
         "limits.source_connections",
+        "metrics.listen",
         "log.level",
         "log.format",
     ];

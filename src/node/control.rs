@@ -1,10 +1,10 @@
 //! What the local API asks of the daemon.
 
-mod list;
+pub(super) mod list;
 mod paths;
 mod ping;
 mod scoped;
-mod warnings;
+pub(super) mod warnings;
 mod wireguard;
 
 use std::time::Duration;
@@ -188,7 +188,7 @@ impl Node {
             drop(barrier.await);
         }
         kept?;
-        debug!(%local, peer = %member, change = ?what, "Trust changed");
+        debug!(agent = %local, peer = %member, change = ?what, "Trust changed");
         let told = self.await_told(local).await?;
         let name = self.full_name(local, &member).await?;
         Ok(TrustChanged {
@@ -468,7 +468,7 @@ fn kept(core: &Core) -> Result<(), Problem> {
 }
 
 /// Tells an operator which way packets take.
-const fn path_kind(path: Path) -> PathKind {
+pub(super) const fn path_kind(path: Path) -> PathKind {
     match path {
         Path::Direct(_) => PathKind::Direct,
         Path::Relay => PathKind::Relay,

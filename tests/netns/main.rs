@@ -44,6 +44,7 @@ mod reload;
 mod revoke;
 mod routes;
 mod run;
+mod seeing;
 mod serve;
 mod services;
 mod site;
