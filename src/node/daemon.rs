@@ -218,8 +218,7 @@ pub(super) async fn run_for(
     drop(followers);
     daemon.take_down().await;
     mapping.end().await;
-    drop(node);
-    drop(daemon);
+    drop((node, daemon));
     // The driver ends when the last handle is gone; the gateways learn that we leave.
     match driver.await {
         Ok(core) => core.close().await,

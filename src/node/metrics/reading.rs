@@ -92,7 +92,7 @@ fn reading(
     for link in locals.iter().filter_map(|local| links.get(local)) {
         *registry.entry(link.state).or_insert(0) += 1;
     }
-    let mut drops = plane.drops.clone();
+    let mut drops = plane.drops;
     drops.merge(core.engine.counters());
     Reading {
         started,
