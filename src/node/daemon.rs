@@ -148,11 +148,7 @@ pub(super) async fn run_for(
         state.memberships.retain(is_guest);
     }
     let mut listeners = vec![local_api::bind(&config.socket)?];
-    let programs = match &guest {
-        Some(_) => None,
-        None => Some(programs::bind(&config.socket)?),
-    };
-    let metrics = bind_metrics(guest.as_ref(), &config).await?;
+    let (programs, metrics) = bind_others(guest.as_ref(), &config).await?;
     let udp = udp::bind_shared(config.port, dataplane::SOCKETS)?;
     let port = udp.first().map_or(Ok(config.port), UdpPort::port);
     let port = port.map_err(DaemonError::Dataplane)?;
@@ -201,19 +197,9 @@ pub(super) async fn run_for(
     };
     let mut up = daemon.bring_up(memberships, guest, &mut listeners).await;
     if up.is_ok() {
-        let (stopping, stopped) = watch::channel(());
-        let api = serve_api(listeners, &node, &stopped);
-        let programs = programs.map(|at| programs::serve(at, Arc::clone(&node), stopped));
-        let programs = programs.map(tokio::spawn);
-        ready();
-        up = daemon
-            .serve(shutdown, &node.stop, (&mut asked, settings))
-            .await;
-        drop(stopping);
-        wait_for_api(api).await;
-        if let Some(programs) = programs {
-            drop(programs.await);
-        }
+        let news = (&mut asked, settings);
+        let doors = (listeners, programs);
+        up = daemon.answer(&node, doors, shutdown, news, ready).await;
     }
     drop(followers);
     daemon.take_down().await;
@@ -227,16 +213,19 @@ pub(super) async fn run_for(
     up
 }
 
-/// Takes the address at which metrics are wanted. A guest's node has none: many may run beside the node that has it.
-async fn bind_metrics(
+/// Takes where programs and readers of metrics ask. A guest's node has neither: many may run beside the node that has
+/// them.
+async fn bind_others(
     guest: Option<&Guest>,
     config: &NodeConfig,
-) -> Result<Option<metrics::Listener>, DaemonError> {
+) -> Result<(Option<LocalListener>, Option<metrics::Listener>), DaemonError> {
     if guest.is_some() {
-        return Ok(None);
+        return Ok((None, None));
     }
-    let bound = metrics::bind(config.metrics).await;
-    bound.map_err(|(at, error)| DaemonError::Metrics(at, error))
+    let programs = programs::bind(&config.socket)?;
+    let metrics = metrics::bind(config.metrics).await;
+    let metrics = metrics.map_err(|(at, error)| DaemonError::Metrics(at, error))?;
+    Ok((Some(programs), metrics))
 }
 
 /// Starts what follows the world for the engine; it ends when this is dropped.
@@ -353,6 +342,32 @@ impl Daemon {
             self.start(local, membership, device).await?;
         }
         self.renew_names().await
+    }
+
+    /// Lets programs and people ask, until the daemon is to end.
+    async fn answer(
+        &mut self,
+        node: &Arc<Node>,
+        (listeners, programs): (Vec<LocalListener>, Option<LocalListener>),
+        shutdown: impl Future<Output = ()> + Send,
+        news: (
+            &mut mpsc::Receiver<Change>,
+            Option<watch::Receiver<NodeSettings>>,
+        ),
+        ready: impl FnOnce() + Send,
+    ) -> Result<(), DaemonError> {
+        let (stopping, stopped) = watch::channel(());
+        let api = serve_api(listeners, node, &stopped);
+        let programs = programs.map(|at| programs::serve(at, Arc::clone(node), stopped));
+        let programs = programs.map(tokio::spawn);
+        ready();
+        let ended = self.serve(shutdown, &node.stop, news).await;
+        drop(stopping);
+        wait_for_api(api).await;
+        if let Some(programs) = programs {
+            drop(programs.await);
+        }
+        ended
     }
 
     async fn serve(

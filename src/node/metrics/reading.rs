@@ -1,6 +1,6 @@
 //! What a node is at one moment, read without a look at disk or network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::dataplane::Snapshot;
@@ -55,7 +55,8 @@ pub(super) struct PeerReading {
 
 /// Reads a node; None when it is stopping.
 pub(super) async fn of(node: &Node) -> Option<Reading> {
-    let (links, devices, started) = (node.links(), node.devices(), node.started);
+    let (links, started) = (node.links(), node.started);
+    let devices = node.devices().into_keys().collect::<BTreeSet<_>>();
     let plane = node.handle.call(|core| core.dataplane().clone()).await;
     let plane = plane.ok()?.counters().await;
     let read = move |core: &mut Core| reading(core, &links, &devices, (started, plane));
@@ -65,12 +66,12 @@ pub(super) async fn of(node: &Node) -> Option<Reading> {
 fn reading(
     core: &Core,
     links: &BTreeMap<OverlayIp, RegistryStatus>,
-    devices: &BTreeMap<OverlayIp, String>,
+    devices: &BTreeSet<OverlayIp>,
     (started, plane): (UnixTime, Snapshot),
 ) -> Reading {
     let locals = core.engine.locals().collect::<Vec<_>>();
     let has_device =
-        |local: &&OverlayIp| devices.contains_key(*local) && !core.has_lost_device(**local);
+        |local: &&OverlayIp| devices.contains(*local) && !core.has_lost_device(**local);
     let (mut attached, mut gateways) = (0, BTreeMap::new());
     for local in &locals {
         let states = core.engine.gateways(*local).into_iter();
