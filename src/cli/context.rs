@@ -4,7 +4,7 @@ use clap::{ArgAction, Args};
 use toml::Value;
 
 use crate::cli::client::Client;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Exit, Failure};
 use crate::cli::log::Format;
 use crate::cli::output::Output;
 use crate::config::{self, Flags, LogFormat, NodeConfig, NodeSettings};
@@ -137,6 +137,12 @@ impl Context {
             None => paths::socket_of(&state, &env)?,
         };
         Ok(NodeConfig::new(settings, state, socket))
+    }
+
+    /// Returns the settings that a daemon of this command line would have, as its file would write them.
+    pub(super) fn settings_text(&self) -> Result<String, Failure> {
+        let settings = self.settings(Flags::default())?;
+        toml::to_string(&settings).map_err(|error| Failure::of(Exit::Failed, &error))
     }
 
     /// Returns where the daemon's local API is that commands reach.

@@ -1,7 +1,7 @@
 //! What the local API asks of the daemon.
 
 pub(super) mod list;
-mod paths;
+pub(super) mod paths;
 mod ping;
 mod scoped;
 pub(super) mod warnings;
@@ -20,22 +20,23 @@ use crate::engine::{
 };
 use crate::id::{FullName, MemberName, OverlayIp, UnixTime};
 use crate::node::{
+    capture::{self, Pieces},
     driver::{Core, Stopped, now},
     join::{self, JoinError},
     local_api::Control,
-    netcheck,
+    metrics, netcheck,
     running::{Change as Asked, Node},
 };
-use crate::os::clock;
+use crate::os::{clock, recent};
 use crate::registry::client::ClientError;
 use crate::statement::{Scope, token::JoinToken};
 use crate::wire::api::{
     local::{
-        AutoFrom, AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left,
-        NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers, Pending, PingReply,
-        PingRequest, Status, TrustApprove, TrustChange, TrustChanged, TrustList, TrustName,
-        TrustRequest, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers,
-        WireGuardRemove, WireGuardRemoved,
+        AutoFrom, AutoRemove, AutoRule, AutoRules, CaptureQuery, Dns, Down, JoinRequest, Joined,
+        Left, LogLines, Metrics, NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers,
+        Pending, PingReply, PingRequest, Status, TrustApprove, TrustChange, TrustChanged,
+        TrustList, TrustName, TrustRequest, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded,
+        WireGuardPeers, WireGuardRemove, WireGuardRemoved,
     },
     problem::{Code, Problem},
 };
@@ -104,7 +105,7 @@ fn of_registry(error: ClientError) -> Problem {
 }
 
 /// Finds the local agent a caller means: the one named, or the only one.
-fn choose(core: &Core, agent: Option<&str>) -> Result<OverlayIp, Problem> {
+pub(super) fn choose(core: &Core, agent: Option<&str>) -> Result<OverlayIp, Problem> {
     choose_of(core, core.engine.locals(), agent)
 }
 
@@ -369,6 +370,20 @@ impl Control for Node {
 
     async fn ping(&self, ping: PingRequest) -> Result<PingReply, Problem> {
         ping::ping(self, ping).await
+    }
+
+    async fn capture(&self, query: CaptureQuery) -> Result<Pieces, Problem> {
+        capture::begin(self, query).await
+    }
+
+    async fn log(&self) -> Result<LogLines, Problem> {
+        let lines = recent::lines();
+        Ok(LogLines { lines })
+    }
+
+    async fn metrics(&self) -> Result<Metrics, Problem> {
+        let text = metrics::of(self, true).await.ok_or(Stopped)?;
+        Ok(Metrics { text })
     }
 
     async fn join(&self, join: JoinRequest) -> Result<Joined, Problem> {

@@ -49,8 +49,12 @@ impl Listener {
 }
 
 async fn read(node: Weak<Node>, has_peers: bool) -> Option<String> {
-    let node = node.upgrade()?;
-    Some(text(&reading::of(&node).await?, has_peers))
+    of(&*node.upgrade()?, has_peers).await
+}
+
+/// Returns a node's metrics; None when it is stopping.
+pub(super) async fn of(node: &Node, has_peers: bool) -> Option<String> {
+    Some(text(&reading::of(node).await?, has_peers))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod dns;
 pub mod files;
 pub mod host;
+pub mod inspect;
 pub mod link;
 pub mod lock;
 pub mod multicast;

@@ -11,6 +11,7 @@ mod consent;
 mod dataplane;
 mod discover;
 mod dns_clients;
+mod doctor;
 mod endure;
 #[path = "../registry/evil.rs"]
 mod evil;
@@ -41,6 +42,7 @@ mod portmap;
 mod process;
 mod relayed;
 mod reload;
+mod reports;
 mod revoke;
 mod routes;
 mod run;
