@@ -3,9 +3,8 @@
 mod redact;
 
 use crate::config::NodeConfig;
-use crate::engine::membership::{Membership, State};
-use crate::node::store::VERSION;
-use crate::os::files::StateFile;
+use crate::engine::membership::Membership;
+use crate::node::store;
 use crate::os::{clock, inspect};
 use crate::wire::api::local::Status;
 
@@ -100,8 +99,7 @@ impl Report {
 
 /// Returns the names of agents that the state on disk has, for a host whose daemon does not run.
 pub fn names_on_disk(config: &NodeConfig) -> Vec<String> {
-    let opened = StateFile::open::<State>(&config.state.join("state.json"), VERSION);
-    let state = opened.ok().and_then(|(_, state)| state).unwrap_or_default();
+    let state = store::read(&config.state).unwrap_or_default();
     state.memberships.iter().flat_map(names_of).collect()
 }
 

@@ -5,11 +5,10 @@ mod host;
 mod judge;
 
 use crate::config::NodeConfig;
-use crate::engine::membership::{Membership, State};
+use crate::engine::membership::Membership;
 use crate::id::OverlayIp;
-use crate::node::store::VERSION;
+use crate::node::store;
 use crate::os::clock;
-use crate::os::files::StateFile;
 use crate::wire::api::local::{Check, CheckState, Diagnosis, DnsCheck, Netcheck, Status};
 
 /// What others found out.
@@ -55,8 +54,7 @@ pub async fn examine(config: &NodeConfig, found: &Findings) -> Diagnosis {
 
 /// Returns the addresses of agents that joined, as the state on disk has them.
 fn stored(config: &NodeConfig) -> Vec<OverlayIp> {
-    let opened = StateFile::open::<State>(&config.state.join("state.json"), VERSION);
-    let state = opened.ok().and_then(|(_, state)| state).unwrap_or_default();
+    let state = store::read(&config.state).unwrap_or_default();
     let addresses = state.memberships.iter().filter_map(Membership::address);
     addresses.collect()
 }

@@ -11,7 +11,7 @@ const NIBBLES: usize = 6;
 
 /// Remembers who got which pseudonym.
 #[derive(Clone, Debug, Default)]
-pub struct Redactor {
+pub(super) struct Redactor {
     /// What is replaced wherever it stands by itself, in lower case.
     words: BTreeMap<String, String>,
     /// What is replaced wherever it stands.
@@ -23,7 +23,7 @@ pub struct Redactor {
 
 impl Redactor {
     /// Takes that `word` is the name of something of a kind.
-    pub fn word(&mut self, kind: &'static str, word: &str) {
+    pub(super) fn word(&mut self, kind: &'static str, word: &str) {
         let word = word.to_ascii_lowercase();
         if !word.is_empty() && !self.words.contains_key(&word) {
             let pseudonym = self.pseudonym(kind);
@@ -32,7 +32,7 @@ impl Redactor {
     }
 
     /// Takes an agent's full name apart: the network's label stands before the suffix.
-    pub fn full_name(&mut self, name: &str, suffix: &str) {
+    pub(super) fn full_name(&mut self, name: &str, suffix: &str) {
         let end = format!(".{suffix}");
         let labels = name.strip_suffix(&end).unwrap_or(name);
         if let Some((agent, network)) = labels.rsplit_once('.') {
@@ -44,7 +44,7 @@ impl Redactor {
     }
 
     /// Takes that `text`, as a host's name, is replaced wherever it stands.
-    pub fn phrase(&mut self, kind: &'static str, text: &str) {
+    pub(super) fn phrase(&mut self, kind: &'static str, text: &str) {
         if text.len() > 1 && text.parse::<IpAddr>().is_err() && !self.phrases.contains_key(text) {
             let pseudonym = self.pseudonym(kind);
             self.phrases.insert(text.to_owned(), pseudonym);
@@ -52,7 +52,7 @@ impl Redactor {
     }
 
     /// Returns `text` without what tells of somebody.
-    pub fn redact(&mut self, text: &str) -> String {
+    pub(super) fn redact(&mut self, text: &str) -> String {
         let mut text = text.to_owned();
         let mut phrases = self.phrases.iter().collect::<Vec<_>>();
         phrases.sort_by_key(|(phrase, _)| std::cmp::Reverse(phrase.len()));
