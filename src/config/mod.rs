@@ -2,6 +2,8 @@
 
 pub mod gateway;
 pub mod node;
+#[cfg(test)]
+mod reference;
 mod registry;
 mod unknown;
 

@@ -173,9 +173,10 @@ impl Reader {
                 return Err(Malformed);
             }
             let kind = word(head, 0).ok_or(Malformed)?;
-            let Some(body) = self.waiting.get(at + 8..at + length - 4) else {
+            let Some(whole) = self.waiting.get(at..at + length) else {
                 break;
             };
+            let body = whole.get(8..length - 4).ok_or(Malformed)?;
             match kind {
                 INTERFACE => {
                     let options = options(body.get(8..).ok_or(Malformed)?);

@@ -142,17 +142,17 @@ fn conflicts_of_addresses_and_ports_are_found() {
         let a = &lab.site.a;
         let line = "agentnet doctor --json --no-network";
         let prefix = own.split(':').take(4).collect::<Vec<_>>().join(":") + "::/64";
-        a.ok("ip link add dummy0 type dummy && ip link set dummy0 up");
+        a.ok("ip link add other0 type veth peer name other1 && ip link set other1 up && ip link set other0 up");
 
-        a.ok(&format!("ip -6 route add {prefix} dev dummy0"));
+        a.ok(&format!("ip -6 route add {prefix} dev other0"));
         let check = found(a, line, "prefix_routed");
         assert!(
             check["cure"].as_str().unwrap().contains("ip -6 route del"),
             "{check}"
         );
-        a.ok(&format!("ip -6 route del {prefix} dev dummy0"));
+        a.ok(&format!("ip -6 route del {prefix} dev other0"));
 
-        a.ok(&format!("ip -6 address add {own}/128 dev dummy0 nodad"));
+        a.ok(&format!("ip -6 address add {own}/128 dev other0 nodad"));
         let check = found(a, line, "address_taken");
         assert!(
             check["cure"]
@@ -161,7 +161,7 @@ fn conflicts_of_addresses_and_ports_are_found() {
                 .contains("ip -6 address del"),
             "{check}"
         );
-        a.ok(&format!("ip -6 address del {own}/128 dev dummy0"));
+        a.ok(&format!("ip -6 address del {own}/128 dev other0"));
 
         let taken = a.udp("0.0.0.0:16200");
         let check = found(a, line, "port_taken");

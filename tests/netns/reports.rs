@@ -103,7 +103,7 @@ fn a_capture_is_read_by_tcpdump_and_tells_of_drops() {
         let said = capture.finish(PATIENCE);
         assert_eq!(said.code, 0, "{said}");
         assert!(said.stderr.contains("4 packets"), "{said}");
-        let read = a.ok("tcpdump -n -r /mnt/a.pcapng");
+        let read = a.ok("tcpdump -Z root -n -r /mnt/a.pcapng");
         for what in ["echo request", "echo reply"] {
             assert_eq!(read.matches(what).count(), 2, "{read}");
         }

@@ -9,13 +9,13 @@ use crate::wire::api::local::{
 const ODD: [&str; 9] = [
     "dns_off",
     "membership_lapses",
+    "mtu_small",
     "nat_hard",
     "no_agent",
     "nothing_to_ask",
     "peer_silent",
     "revocation_withheld",
     "udp_blocked",
-    "wss_timeout",
 ];
 
 /// A full 1280-byte packet on a direct path over IPv4 (protocol.md section 8).
@@ -107,19 +107,11 @@ fn clock(ahead: Option<i64>) -> Option<Check> {
 }
 
 fn mtu(name: &str, family: &NetcheckFamily) -> Option<Check> {
-    let mtu = family.mtu?;
-    if mtu >= ENOUGH {
-        return Some(well(
-            "mtu",
-            format!("{mtu} bytes reach a gateway over {name}"),
-        ));
-    }
-    let text = format!(
-        "no more than {mtu} bytes reach a gateway over {name}: packets go in halves, slower"
-    );
-    let cure =
-        "raise the MTU of the link or of the tunnel below (ip link), or let ICMP `too big` pass";
-    Some(odd("mtu", "mtu_small", text, cure))
+    let mtu = family.mtu.filter(|mtu| *mtu >= ENOUGH)?;
+    Some(well(
+        "mtu",
+        format!("{mtu} bytes reach a gateway over {name}"),
+    ))
 }
 
 /// Judges what `agentnet dns status` found.
@@ -197,6 +189,7 @@ mod tests {
     fn a_clock_that_is_off_and_a_small_mtu_are_told() {
         let mut check = netcheck();
         check.ipv4.mtu = Some(1300);
+        check.findings.push(warning("mtu_small"));
         check.registries.push(NetcheckReach {
             url: "https://r".to_owned(),
             took_ms: Some(1.0),
@@ -208,7 +201,7 @@ mod tests {
         let codes = network(Some(&check));
         let codes = codes.iter().filter_map(|check| check.code.as_deref());
 
-        assert_eq!(codes.collect::<Vec<_>>(), ["clock_drifts", "mtu_small"]);
+        assert_eq!(codes.collect::<Vec<_>>(), ["mtu_small", "clock_drifts"]);
     }
 
     #[test]
