@@ -143,3 +143,61 @@ fn a_test_is_found_by_its_attribute() {
     assert_eq!(found, [true, false, true, false]);
     assert_eq!((tests.len(), bare), (2, vec!["g.rs".to_owned()]));
 }
+
+/// Returns all Rust below a folder, as one text.
+fn sources(folder: &Path) -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            all.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            all.push_str(&fs::read_to_string(&path).expect("text"));
+        }
+    }
+    all
+}
+
+/// What people are told to look for is what the program says: each code of the tables is one of the program's.
+#[test]
+fn every_code_of_the_troubleshooting_document_is_told_by_the_program() {
+    let document = read("docs/troubleshooting.md");
+    let all = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.filter_map(|row| row.split('|').nth(2));
+    let codes = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let codes = codes.collect::<BTreeSet<_>>();
+
+    let missing = codes
+        .iter()
+        .filter(|code| !all.contains(&format!("\"{code}\"")));
+    let missing = missing.collect::<Vec<_>>();
+
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(codes.len() > 40, "{codes:?}");
+}
+
+/// Each warning and finding with a code that is written in the sources is explained.
+#[test]
+fn every_code_of_the_doctor_is_in_the_troubleshooting_document() {
+    let document = read("docs/troubleshooting.md");
+    let files = ["doctor/host", "doctor/judge", "control/warnings"];
+    let texts = files.map(|file| read(&format!("src/node/{file}.rs")));
+    let code = texts.iter().map(|text| text.split("#[cfg(test)]").next());
+    let all = code.flatten().collect::<Vec<_>>().join("\n");
+    let words = all.split('"').skip(1).step_by(2);
+    let is_code = |word: &&str| {
+        word.contains('_')
+            && !word.ends_with('_')
+            && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    };
+    let codes = words.filter(is_code).collect::<BTreeSet<_>>();
+
+    let silent = codes
+        .iter()
+        .filter(|code| !document.contains(&format!("`{code}`")));
+    let silent = silent.collect::<Vec<_>>();
+
+    assert!(silent.is_empty(), "{silent:?}");
+    assert!(codes.len() > 20, "{codes:?}");
+}

@@ -12,6 +12,7 @@ use reqwest::{RequestBuilder, Response};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::cli::capture::ENDLESS;
 use crate::cli::failure::{Exit, Failure};
 use crate::node::causes::with_causes;
 use crate::wire::api::local::Versioned;
@@ -74,6 +75,21 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<T, Failure> {
         self.call(self.http.post(url(path)).json(body)).await
+    }
+
+    /// Begins an answer that goes on until the caller has enough.
+    pub(super) async fn stream(
+        &self,
+        path: &str,
+        query: &impl Serialize,
+    ) -> Result<Response, Failure> {
+        let request = self.http.get(url(path)).query(query).timeout(ENDLESS);
+        let response = request.send().await.map_err(|e| self.no_answer(&e))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let problem = serde_json::from_slice::<Problem>(&self.body(response).await?);
+        Err(problem.map_or_else(|_| self.strange(), Failure::from))
     }
 
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {

@@ -4,9 +4,10 @@ use clap::{ArgAction, Args};
 use toml::Value;
 
 use crate::cli::client::Client;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::log::Format;
 use crate::cli::output::Output;
-use crate::config::{self, Flags, NodeConfig, NodeSettings};
+use crate::config::{self, Flags, LogFormat, NodeConfig, NodeSettings};
 use crate::id::Suffix;
 use crate::os::paths;
 use crate::os::sandbox::{Enforced, SandboxError};
@@ -49,6 +50,10 @@ pub(super) struct Global {
     #[arg(long, global = true)]
     json: bool,
 
+    /// Log in this shape [default: auto]
+    #[arg(long, global = true, value_name = "FORMAT", value_enum)]
+    log_format: Option<Format>,
+
     /// Log more; twice for every detail
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
@@ -66,6 +71,8 @@ pub(super) struct Context {
     socket: Option<PathBuf>,
     config: Option<PathBuf>,
     pub(super) verbose: u8,
+    /// None where the settings say.
+    pub(super) log_format: Option<LogFormat>,
     /// What became of the rights that a daemon gives up; None for what gives up none.
     pub(super) sandboxed: Option<Result<Enforced, SandboxError>>,
 }
@@ -81,6 +88,7 @@ impl Context {
             socket: global.socket,
             config: global.config,
             verbose: global.verbose,
+            log_format: global.log_format.map(LogFormat::from),
             sandboxed: None,
         }
     }
@@ -129,6 +137,12 @@ impl Context {
             None => paths::socket_of(&state, &env)?,
         };
         Ok(NodeConfig::new(settings, state, socket))
+    }
+
+    /// Returns the settings that a daemon of this command line would have, as its file would write them.
+    pub(super) fn settings_text(&self) -> Result<String, Failure> {
+        let settings = self.settings(Flags::default())?;
+        toml::to_string(&settings).map_err(|error| Failure::of(Exit::Failed, &error))
     }
 
     /// Returns where the daemon's local API is that commands reach.

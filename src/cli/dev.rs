@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::cli::context::Context;
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
+use crate::cli::log;
 use crate::cli::output::Show;
 use crate::cli::up::NodeFlags;
 use crate::id::{Label, MemberName};
@@ -44,7 +45,7 @@ impl DevArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         files::create_private_by_default();
         let node = context.node_config(self.node.flags())?;
-        daemon::start_log(node.log, context)?;
+        log::start(node.log, context)?;
         let stop = daemon::stop_asked()?;
         let ip = self.ip.or_else(host::outward_ip);
         let plan = Plan {

@@ -1,4 +1,4 @@
-mod status;
+pub(super) mod status;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;

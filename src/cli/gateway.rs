@@ -9,6 +9,7 @@ use crate::cli::client::Client;
 use crate::cli::context::{Context, env};
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
+use crate::cli::log;
 use crate::cli::output::Show;
 use crate::cli::reload;
 use crate::cli::text::{Table, bytes, list};
@@ -96,7 +97,7 @@ impl GatewayArgs {
             GatewayCommand::Serve => {
                 files::create_private_by_default();
                 let config = gateway_config(context)?;
-                daemon::start_log(config.settings.log, context)?;
+                log::start(config.settings.log, context)?;
                 let stop = daemon::stop_asked()?;
                 let file = settings_file(context)?;
                 let read = move || Ok(config::load(Some(&file), &env, Flags::default())?);

@@ -1,18 +1,22 @@
 //! The command line.
 
 mod agent;
+mod bugreport;
+mod capture;
 mod client;
 mod connect;
 mod context;
 mod daemon;
 mod dev;
 mod dns;
+mod doctor;
 mod down;
 mod failure;
 mod gateway;
 mod inside;
 mod join;
 mod leave;
+mod log;
 mod netcheck;
 mod network;
 mod output;
@@ -66,9 +70,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::AgentArgs),
+    Bugreport(bugreport::BugreportArgs),
+    Capture(capture::CaptureArgs),
     Connect(connect::ConnectArgs),
     Dev(dev::DevArgs),
     Dns(dns::DnsArgs),
+    Doctor(doctor::DoctorArgs),
     Down(down::DownArgs),
     Gateway(gateway::GatewayArgs),
     #[command(hide = true)]
@@ -216,8 +223,11 @@ impl Command {
             Self::Dev(_) | Self::Serve(_) => Role::Unconfined,
             Self::Up(args) => Role::Node(args),
             Self::Agent(_)
+            | Self::Bugreport(_)
+            | Self::Capture(_)
             | Self::Connect(_)
             | Self::Dns(_)
+            | Self::Doctor(_)
             | Self::Down(_)
             | Self::Gateway(_)
             | Self::Inside(_)
@@ -243,9 +253,12 @@ impl Command {
 async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Agent(args) => args.run(context).await,
+        Command::Bugreport(args) => args.run(context).await,
+        Command::Capture(args) => args.run(context).await,
         Command::Connect(args) => args.run(context).await,
         Command::Dev(args) => args.run(context).await,
         Command::Dns(args) => args.run(context).await,
+        Command::Doctor(args) => args.run(context).await,
         Command::Down(args) => args.run(context).await,
         Command::Gateway(args) => args.run(context).await,
         Command::Inside(args) => args.execute(),

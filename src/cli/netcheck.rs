@@ -1,5 +1,6 @@
 use clap::Args;
 
+use crate::cli::client::Client;
 use crate::cli::context::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output::Show;
@@ -22,19 +23,7 @@ impl NetcheckArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         let config = context.node_config(Flags::default())?;
         let client = context.client()?;
-        let (targets, daemon) = if client.is_up() {
-            match client.get::<NetcheckTargets>("/v1/netcheck", &()).await {
-                Ok(targets) => (targets, true),
-                // A node of before this command.
-                Err(failure) if failure.exit == Exit::NotFound => (stored(context, &config), false),
-                Err(failure) => return Err(failure),
-            }
-        } else {
-            (stored(context, &config), false)
-        };
-        let plan = Plan::new(&config, targets, daemon);
-        let plan =
-            plan.map_err(|error| Failure::usage(format!("the proxy cannot be used: {error}")))?;
+        let plan = plan(context, &config, &client).await?;
         let check = netcheck::run(&plan).await;
         context.out.print(&check)?;
         if netcheck::is_cut_off(&check) {
@@ -47,6 +36,26 @@ impl NetcheckArgs {
         }
         Ok(())
     }
+}
+
+/// Plans a check: a running node says whom to ask, or the state on disk.
+pub(super) async fn plan(
+    context: &Context,
+    config: &NodeConfig,
+    client: &Client,
+) -> Result<Plan, Failure> {
+    let (targets, daemon) = if client.is_up() {
+        match client.get::<NetcheckTargets>("/v1/netcheck", &()).await {
+            Ok(targets) => (targets, true),
+            // A node of before this command.
+            Err(failure) if failure.exit == Exit::NotFound => (stored(context, config), false),
+            Err(failure) => return Err(failure),
+        }
+    } else {
+        (stored(context, config), false)
+    };
+    let plan = Plan::new(config, targets, daemon);
+    plan.map_err(|error| Failure::usage(format!("the proxy cannot be used: {error}")))
 }
 
 /// Returns whom the state on disk names; nobody where it may not be read.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::cli::context::{Context, env};
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
+use crate::cli::log;
 use crate::cli::output::Show;
 use crate::cli::reload;
 use crate::config::{self, Flags, RegistryConfig, RegistrySettings};
@@ -67,7 +68,7 @@ impl RegistryArgs {
                 let file = settings_file(context)?;
                 let config = registry_config(context, flags.clone())?;
                 let read = move || Ok(config::load(Some(&file), &env, flags.clone())?);
-                daemon::start_log(config.settings.log, context)?;
+                log::start(config.settings.log, context)?;
                 let stop = daemon::stop_asked()?;
                 let settings = reload::follow(config.settings.clone(), read)?;
                 serve(config, settings, stop, |_| daemon::tell_ready()).await?;

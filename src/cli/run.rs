@@ -5,8 +5,8 @@ use nix::errno::Errno;
 use tokio::runtime::Builder;
 
 use crate::cli::context::{Context, env};
-use crate::cli::daemon;
 use crate::cli::failure::{Exit, Failure};
+use crate::cli::log;
 use crate::cli::up::Way;
 use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, LogLevel, LogSettings, NodeConfig};
@@ -92,7 +92,7 @@ impl RunArgs {
             level: config.log.level.min(LogLevel::Warn),
             ..config.log
         };
-        daemon::start_log(log, context)?;
+        log::start(log, context)?;
         let carrier = match &entry {
             Entry::Member(agent) => carrier(context, agent.as_deref())?,
             Entry::Token { .. } => None,

@@ -6,6 +6,7 @@ use tracing::info;
 use crate::cli::context::{Context, env};
 use crate::cli::daemon;
 use crate::cli::failure::Failure;
+use crate::cli::log;
 use crate::cli::reload;
 use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, NodeConfig, PathMode};
@@ -152,7 +153,7 @@ impl UpArgs {
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         let config = context.node_config(self.node.flags())?;
-        daemon::start_log(config.log, context)?;
+        log::start(config.log, context)?;
         let stop = daemon::stop_asked()?;
         let read = context.node_settings(self.node.flags());
         let settings = reload::follow(read()?, read)?;

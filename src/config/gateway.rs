@@ -30,9 +30,10 @@ const MIN_MTU: u16 = 1280 + 32 + 56; // bytes of UDP payload
 
 /// What `gateway.toml` may say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct GatewaySettings {
-    /// Where keys and what outlives a restart are kept; None means the default place (`os::paths`).
+    /// Where keys and what outlives a restart are kept; by default the directory of the file.
     pub state: Option<PathBuf>,
     pub udp: GatewayUdpSettings,
     pub wss: WssSettings,
@@ -48,6 +49,7 @@ pub struct GatewaySettings {
 
 /// The sockets towards agents.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct GatewayUdpSettings {
     /// Addresses to listen on, at most one of each IP version. A host with several addresses of a
@@ -56,7 +58,7 @@ pub struct GatewayUdpSettings {
     /// `host:port` by which agents reach the gateway, best first; empty means the listening
     /// addresses, which are then no wildcards.
     pub advertise: Vec<String>,
-    /// Free text by which agents may prefer near gateways; None says nothing.
+    /// Free text by which agents may prefer near gateways.
     pub region: Option<String>,
     /// Largest frame agents are asked to send, in bytes of UDP payload.
     pub mtu: u16,
@@ -80,6 +82,7 @@ impl Default for GatewayUdpSettings {
 
 /// How agents find the gateway that know none.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct DiscoverSettings {
     /// Whether agents that ask on a link of this host are answered.
@@ -88,16 +91,18 @@ pub struct DiscoverSettings {
 
 /// WebSocket over TLS, for agents in networks that let nothing else through.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct WssSettings {
-    /// None means that there is none. `[::]` takes IPv4 too.
+    /// The address where frames are taken by WebSocket over TLS; by default nowhere. `[::]` takes IPv4 too.
     pub listen: Option<SocketAddr>,
     /// `wss://host:port/path` by which agents reach it, best first; empty means the hosts of UDP, at
     /// this port.
     pub advertise: Vec<String>,
-    /// PEM files; None means a certificate that the gateway makes at each start. Agents look at
-    /// neither, since the gateway proves itself inside.
+    /// A PEM file, as `wss.key` is; by default the gateway makes a certificate at each start. Agents look at neither,
+    /// since the gateway proves itself inside.
     pub certificate: Option<PathBuf>,
+    /// The key of `wss.certificate`.
     pub key: Option<PathBuf>,
     /// Connections at once: a node has one for all its agents.
     pub connections: usize,
@@ -137,10 +142,11 @@ impl WssSettings {
 
 /// From where else STUN is answered, so that a host learns how its NAT behaves (RFC 5780).
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct StunSettings {
-    /// A second UDP port of the same addresses; 0 means that there is none, None takes a usual one if
-    /// it is free.
+    /// A second UDP port of the same addresses, from which STUN is answered too (RFC 5780); 0 means that there is
+    /// none, by default 16203 is taken if it is free.
     pub alternate_port: Option<u16>,
     /// Second addresses, at most one of each IP version, with both ports.
     pub alternate_addresses: Vec<IpAddr>,
@@ -186,6 +192,7 @@ impl StunSettings {
 
 /// How many agents may attach, and how fast.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct AttachSettings {
     /// Seconds of silence after which an agent is taken for gone; after twice that it is removed.
@@ -219,14 +226,16 @@ impl Default for AttachSettings {
 
 /// How much agents and networks may do at the gateway; 0 is without a limit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct QuotaSettings {
     /// Frames a second, and at once, of each agent.
     pub packets: u64,
     /// Bytes of frames a second, and at once, of each agent.
     pub bytes: u64,
-    /// The same of all agents of one network together.
+    /// Frames a second, and at once, of all agents of one network together.
     pub network_packets: u64,
+    /// Bytes of frames of all agents of one network together.
     pub network_bytes: u64,
     /// Agents of one network that may be attached.
     pub network_agents: usize,
@@ -237,16 +246,18 @@ pub struct QuotaSettings {
     pub unknown: u64,
 }
 
-/// What programs that watch the gateway are told.
+/// What programs that watch a server are told.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct MetricsSettings {
-    /// Where metrics are served over plain HTTP; None means nowhere.
+    /// The address where [metrics](metrics.md) are served over plain HTTP, to whoever reaches it; by default nowhere.
     pub listen: Option<SocketAddr>,
 }
 
 /// How much of a mesh with the domain's other gateways there may be.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct MeshSettings {
     /// Other gateways; each costs 15 KB and two packets a second.
@@ -266,6 +277,7 @@ impl Default for MeshSettings {
 
 /// Other domains whose gateways this one peers with.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct PeeringSettings {
     /// What their operators handed over, as `agentnet gateway peering` prints it; one file a domain.

@@ -2,6 +2,8 @@
 
 pub mod gateway;
 pub mod node;
+#[cfg(test)]
+mod reference;
 mod registry;
 mod unknown;
 
@@ -15,11 +17,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use toml::{Table, Value, de::DeTable};
 
-pub use gateway::{AttachSettings, GatewaySettings, GatewayUdpSettings};
+pub use gateway::{AttachSettings, GatewaySettings, GatewayUdpSettings, MetricsSettings};
 pub use node::{
     ChannelSettings, DataplaneSettings, DnsMode, DnsSettings, LogFormat, LogLevel, LogSettings,
-    MAX_WORKERS, NodeConfig, NodeSettings, NodeWssSettings, PathMode, PathSettings, SearchSettings,
-    SuiteChoice, UdpSettings, WssMode,
+    MAX_WORKERS, NodeConfig, NodeMetricsSettings, NodeSettings, NodeWssSettings, PathMode,
+    PathSettings, SearchSettings, SuiteChoice, UdpSettings, WssMode,
 };
 pub use registry::{LeaseSettings, LimitSettings, REGISTRY_PORT, RegistryConfig, RegistrySettings};
 

@@ -18,12 +18,16 @@ const MAX_DISCOVER: usize = 8;
 
 /// What `agentnet.toml` may say.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeSettings {
-    /// None means the default place (`os::paths`).
+    /// Where keys and memory are (`--state`); by default `/var/lib/agentnet` where that can be written, else
+    /// `$XDG_STATE_HOME/agentnet`.
     pub state: Option<PathBuf>,
-    /// None means the place that belongs to the state directory.
+    /// Where commands find the daemon (`--socket`); by default the place that belongs to the state directory.
     pub socket: Option<PathBuf>,
+    /// The end of every name: `planner.acme.agent`.
+    #[cfg_attr(test, schemars(with = "String"))]
     pub suffix: Suffix,
     pub udp: UdpSettings,
     pub dns: DnsSettings,
@@ -32,20 +36,22 @@ pub struct NodeSettings {
     pub gateway: SearchSettings,
     pub channel: ChannelSettings,
     pub dataplane: DataplaneSettings,
+    pub metrics: NodeMetricsSettings,
     pub log: LogSettings,
 }
 
 /// Where an agent looks for a gateway while it is attached to none, beside the registry's list.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct SearchSettings {
-    /// `host:port` of gateways, or of an anycast address of several.
+    /// Up to 8 gateways, or anycast addresses of several, as `host:port`.
     pub discover: Vec<String>,
     /// Whether gateways on the links of this host are asked.
     pub multicast: bool,
-    /// The domain whose `_a2g._udp` SRV records name gateways; None asks no nameserver.
+    /// The domain whose `_a2g._udp` SRV records name gateways; by default no nameserver is asked.
     pub dns: Option<String>,
-    /// A file of hints, as a DHCP client's hook writes it; None reads none.
+    /// A file of hints, as a DHCP client's hook writes it; by default none is read.
     pub hints: Option<PathBuf>,
 }
 
@@ -58,9 +64,10 @@ impl SearchSettings {
 
 /// The socket towards the underlay.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct UdpSettings {
-    /// For IPv4 and IPv6; 0 takes any free one.
+    /// For encrypted packets over IPv4 and IPv6; 0 takes any free one (`--port`).
     pub port: u16,
     /// Whether the kernel may merge datagrams that arrive (UDP_GRO) and cut those that leave
     /// (UDP_SEGMENT), and do the same for segments at the TUN; without, each costs a call.
@@ -78,13 +85,16 @@ impl Default for UdpSettings {
 
 /// How names reach the node's resolver.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DnsSettings {
+    /// Who tells the host's programs of the node's resolver (`--dns`; [dns.md](dns.md)).
     pub mode: DnsMode,
 }
 
 /// Who tells the host's programs of the node's resolver.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DnsMode {
     /// Whoever is found to own the host's DNS (docs/dns.md).
@@ -119,12 +129,16 @@ impl DnsMode {
 
 /// Which ways packets to peers may take.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct PathSettings {
+    /// Which ways packets to peers may take, and so whether peers learn where this host is (`--path`); a border
+    /// network (`network create --border`) is hidden whatever this says.
     pub mode: PathMode,
-    /// STUN servers that are asked where they see this host.
+    /// Up to 4 STUN servers, address and port, that are asked where they see this host.
     pub stun: Vec<SocketAddr>,
-    /// Whether the router is asked to lead a port of its own here.
+    /// Whether the router is asked, by PCP, NAT-PMP or UPnP-IGD, to lead a port of its own here; never with `relay` and
+    /// `hidden`.
     pub port_mapping: bool,
 }
 
@@ -140,6 +154,7 @@ impl Default for PathSettings {
 
 /// Which paths a node wants, and so whether peers learn where it is.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum PathMode {
     /// The best there is.
@@ -167,12 +182,15 @@ impl PathMode {
 
 /// WebSocket over TLS to the gateways, for networks that let no UDP through.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeWssSettings {
+    /// When gateways are reached by WebSocket over TLS.
     pub mode: WssMode,
-    /// `environment`, `none` or `http://host:port`, without a password.
+    /// The HTTP proxy for that: `environment`, `none` or `http://host:port`, without a password.
     pub proxy: String,
-    /// Holds the proxy's URL, password included; None means what `proxy` says.
+    /// A file that holds the proxy's URL, password included: `http://user:password@host:port`; by default what
+    /// `wss.proxy` says.
     pub proxy_file: Option<PathBuf>,
 }
 
@@ -188,6 +206,7 @@ impl Default for NodeWssSettings {
 
 /// When gateways are reached by WebSocket.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum WssMode {
     /// While UDP gives no answer.
@@ -200,13 +219,16 @@ pub enum WssMode {
 
 /// How packets to peers are sealed once a session is there.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ChannelSettings {
+    /// What packets to peers are sealed with once a session is there.
     pub suite: SuiteChoice,
 }
 
 /// Which suites of the data channel a node offers and accepts.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SuiteChoice {
     /// The fastest that both ends have: AES-256-GCM where both processors do it, else the other.
@@ -231,24 +253,49 @@ impl SuiteChoice {
 
 /// The threads that carry packets.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DataplaneSettings {
-    /// How many; None means one for each processor, up to [`MAX_WORKERS`].
+    /// Threads that carry packets, 1 to 8; by default one for each processor.
     pub workers: Option<u8>,
-    /// Whether they go before all ordinary programs of the host.
+    /// Whether they go before all ordinary programs of the host; takes CAP_SYS_NICE.
     pub realtime: bool,
+}
+
+/// What programs that watch the node are told.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeMetricsSettings {
+    /// The address where [metrics](metrics.md) are served over plain HTTP, to whoever reaches it; by default nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Whether metrics tell of each peer by its name; without, of how many there are.
+    pub peers: bool,
+}
+
+impl Default for NodeMetricsSettings {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            peers: true,
+        }
+    }
 }
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
+    /// The least important message that is logged (`-v`, `-q`).
     pub level: LogLevel,
+    /// The shape of the log (`--log-format`; [logs.md](logs.md)).
     pub format: LogFormat,
 }
 
 /// The least important message still logged.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     Error,
@@ -274,10 +321,17 @@ impl LogLevel {
 
 /// The shape of a log line.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    Json,
+    /// `journald` where systemd has standard error lead to its journal, else `text`.
     #[default]
+    Auto,
+    /// systemd's journal, with a field for each fact.
+    Journald,
+    /// One JSON object a line.
+    Json,
+    /// For people.
     Text,
 }
 
@@ -304,6 +358,8 @@ impl Settings for NodeSettings {
         "channel.suite",
         "dataplane.workers",
         "dataplane.realtime",
+        "metrics.listen",
+        "metrics.peers",
         "log.level",
         "log.format",
     ];
@@ -340,6 +396,7 @@ pub struct NodeConfig {
     pub search: SearchSettings,
     pub suite: SuiteChoice,
     pub dataplane: DataplaneSettings,
+    pub metrics: NodeMetricsSettings,
     pub log: LogSettings,
 }
 
@@ -358,6 +415,7 @@ impl NodeConfig {
             search: settings.gateway,
             suite: settings.channel.suite,
             dataplane: settings.dataplane,
+            metrics: settings.metrics,
             log: settings.log,
         }
     }

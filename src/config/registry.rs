@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LogSettings, Settings};
+use crate::config::{LogSettings, MetricsSettings, Settings};
 use crate::id::Did;
 
 /// The registry's port: HTTPS beside whatever else the host serves on 443.
@@ -12,18 +12,21 @@ pub const REGISTRY_PORT: u16 = 8443;
 
 /// What `registry.toml` may say.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistrySettings {
-    /// Keys and database; None means the directory of the file.
+    /// Where keys and database are; by default the directory of the file.
     pub dir: Option<PathBuf>,
-    /// Port 0 takes any free one.
+    /// The address for HTTPS; port 0 takes any free one (`--listen`).
     pub listen: SocketAddr,
-    /// Where callers find it, `https://host:port`; None means the listening address.
+    /// Where callers find it, `https://host:port`; by default the listening address.
     pub url: Option<String>,
     /// Public keys that may create networks and enrol gateways.
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
     pub operators: Vec<Did>,
     pub lease: LeaseSettings,
     pub limits: LimitSettings,
+    pub metrics: MetricsSettings,
     pub log: LogSettings,
 }
 
@@ -36,6 +39,7 @@ impl Default for RegistrySettings {
             operators: Vec::new(),
             lease: LeaseSettings::default(),
             limits: LimitSettings::default(),
+            metrics: MetricsSettings::default(),
             log: LogSettings::default(),
         }
     }
@@ -43,9 +47,12 @@ impl Default for RegistrySettings {
 
 /// For how long records are kept, in seconds, whatever their agents ask for.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct LeaseSettings {
+    /// Seconds that a record is kept at least, whatever its agent asks for.
     pub shortest: u64,
+    /// Seconds that it is kept at most.
     pub longest: u64,
 }
 
@@ -72,11 +79,16 @@ impl Default for LeaseSettings {
 
 /// How much one caller may ask; a source is a /24 of IPv4 or a /56 of IPv6.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
+    /// Requests a second from one /24 of IPv4 or /56 of IPv6.
     pub source_per_second: u32,
+    /// The same at once.
     pub source_burst: u32,
+    /// Requests a second of one key.
     pub key_per_second: u32,
+    /// The same at once.
     pub key_burst: u32,
     /// Connections at once, of all sources.
     pub connections: usize,
@@ -115,6 +127,7 @@ impl Settings for RegistrySettings {
         "limits.key_burst",
         "limits.connections",
         "limits.source_connections",
+        "metrics.listen",
         "log.level",
         "log.format",
     ];

@@ -21,6 +21,7 @@ mod shard;
 mod steer;
 mod switch;
 mod tables;
+mod tap;
 #[cfg(test)]
 mod testing;
 mod worker;
@@ -30,4 +31,5 @@ pub use ids::frame_ids;
 pub use queue::{DataplaneHandle, Device, FromWorker, InPacket, OutPacket, Published};
 pub use steer::SOCKETS;
 pub use tables::{PeerEntry, Realm, Tables};
+pub use tap::{Capture, Tapped, Wanted, Way};
 pub use worker::{DataplaneConfig, start};

@@ -17,13 +17,14 @@ use std::{
 };
 
 use nix::{errno::Errno, sys::eventfd::EventFd};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 pub(super) use carried::Carried;
 
 use crate::dataplane::counters::Snapshot;
 use crate::dataplane::shard::owner;
 use crate::dataplane::tables::{Realm, Tables};
+use crate::dataplane::tap::{self, Capture, MAX_TAPS, Tap, Wanted};
 use crate::engine::channel::Passed;
 use crate::engine::{ChannelEvent, HopEvent, Transmit};
 use crate::id::OverlayIp;
@@ -150,6 +151,8 @@ pub(super) enum Command {
     Send(Vec<(SocketAddr, Vec<u8>)>),
     SendAlone(Transmit),
     Shutdown,
+    /// Packets are shown there.
+    Tap(Tap),
 }
 
 impl Command {
@@ -168,7 +171,8 @@ impl Command {
             | Self::Hop(_)
             | Self::Publish { .. }
             | Self::RemoveTun(..)
-            | Self::Shutdown => 0,
+            | Self::Shutdown
+            | Self::Tap(_) => 0,
         }
     }
 }
@@ -197,6 +201,8 @@ pub struct DataplaneHandle(Arc<Lanes>);
 struct Lanes {
     lanes: Vec<Lane>,
     publications: AtomicU64,
+    /// Places of those who capture.
+    taps: Arc<Semaphore>,
 }
 
 /// The queue to one worker.
@@ -317,6 +323,16 @@ impl DataplaneHandle {
             // A worker that has ended has closed it too.
             let _ended = removed.await;
         }
+    }
+
+    /// Begins to show the packets that are wanted; None while too many capture already.
+    pub fn capture(&self, wanted: Wanted) -> Option<Capture> {
+        let place = Arc::clone(&self.0.taps).try_acquire_owned().ok()?;
+        let (tap, capture) = tap::open(wanted, place);
+        for lane in &self.0.lanes {
+            lane.submit(Command::Tap(tap.clone()));
+        }
+        Some(capture)
     }
 
     /// Returns what the workers counted; empty once they have ended.
@@ -489,6 +505,7 @@ pub(super) fn channel(wakes: Vec<EventFd>) -> (DataplaneHandle, Vec<Commands>) {
     let handle = DataplaneHandle(Arc::new(Lanes {
         lanes,
         publications,
+        taps: Arc::new(Semaphore::new(MAX_TAPS)),
     }));
     (handle, ends)
 }

@@ -30,6 +30,16 @@ pub(super) enum Outbound {
     ToUnknown(Pair),
 }
 
+impl Outbound {
+    /// Returns why it goes nowhere; None when it goes.
+    pub(super) const fn dropped(&self) -> Option<DropReason> {
+        match self {
+            Self::Drop(reason) | Self::Reset(reason, _) => Some(*reason),
+            Self::ToPeer(_) | Self::ToUnknown(_) => None,
+        }
+    }
+}
+
 /// The worker's decisions and what they are made by.
 #[derive(Debug)]
 pub(super) struct Switch {

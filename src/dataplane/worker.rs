@@ -28,6 +28,7 @@ use crate::dataplane::queue::{Command, Commands, DataplaneHandle, FromWorker, Qu
 use crate::dataplane::shard::{MAX_WORKERS, Shards};
 use crate::dataplane::steer::{self, SOCKETS};
 use crate::dataplane::tables::{Realm, Tables};
+use crate::dataplane::tap::Taps;
 use crate::engine::ChannelEvent;
 use crate::id::OverlayIp;
 use crate::os::clock;
@@ -172,6 +173,8 @@ struct Worker {
     /// Parts of the pairs whose channels carried something by this worker since then.
     used: [bool; MAX_WORKERS],
     merger: Merger,
+    /// Who captures.
+    taps: Taps,
     /// Read once per wake-up and batch.
     now: Instant,
     seen: Snapshot,
@@ -239,6 +242,7 @@ impl Worker {
             report_at: None,
             used: [false; MAX_WORKERS],
             merger: Merger::default(),
+            taps: Taps::default(),
             now,
             seen: Snapshot::default(),
             received: vec![0; MAX_PACKET * RECEIVES],
@@ -332,6 +336,7 @@ impl Worker {
                 Command::Send(datagrams) => self.send(&datagrams),
                 Command::SendAlone(transmit) => self.send_alone(&transmit),
                 Command::Shutdown => return false,
+                Command::Tap(tap) => self.taps.add(tap),
             }
         }
         self.commands.again();

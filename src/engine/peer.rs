@@ -111,6 +111,8 @@ pub struct PeerStats {
     pub last_received: Option<Instant>,
     /// Last confirmed handshake; None before the first.
     pub last_handshake: Option<Instant>,
+    /// Confirmed handshakes.
+    pub handshakes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -408,6 +410,7 @@ impl Peer {
     fn confirmed(&mut self, now: Instant, out: &mut Vec<PeerOutput>) {
         self.heard(now);
         self.stats.last_handshake = Some(now);
+        self.stats.handshakes += 1;
         self.handshake = None;
         self.elsewhere = None;
         self.path.handle_session(now);

@@ -1,11 +1,11 @@
 //! What the local API asks of the daemon.
 
-mod list;
-mod paths;
+pub(super) mod list;
+pub(super) mod paths;
 mod ping;
 mod scoped;
 mod wait;
-mod warnings;
+pub(super) mod warnings;
 mod wireguard;
 
 use std::time::Duration;
@@ -22,22 +22,23 @@ use crate::engine::{
 };
 use crate::id::{FullName, MemberName, OverlayIp, UnixTime};
 use crate::node::{
+    capture::{self, Pieces},
     driver::{Core, Stopped, now},
     join::{self, JoinError},
     local_api::Control,
-    netcheck,
+    metrics, netcheck,
     running::{Change as Asked, Node},
 };
-use crate::os::clock;
+use crate::os::{clock, recent};
 use crate::registry::client::ClientError;
 use crate::statement::{Scope, token::JoinToken};
 use crate::wire::api::{
     local::{
-        AutoFrom, AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left,
-        NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers, Pending, PingReply,
-        PingRequest, Status, TrustApprove, TrustAwait, TrustChange, TrustChanged, TrustList,
-        TrustName, TrustRequest, TrustStands, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded,
-        WireGuardPeers, WireGuardRemove, WireGuardRemoved,
+        AutoFrom, AutoRemove, AutoRule, AutoRules, CaptureQuery, Dns, Down, JoinRequest, Joined,
+        Left, LogLines, Metrics, NetcheckTargets, OfAgent, PathKind, PathQuery, PathReport, Peers,
+        Pending, PingReply, PingRequest, Status, TrustApprove, TrustAwait, TrustChange,
+        TrustChanged, TrustList, TrustName, TrustRequest, TrustStands, Whois, WhoisQuery,
+        WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
     },
     problem::{Code, Problem},
 };
@@ -106,7 +107,7 @@ fn of_registry(error: ClientError) -> Problem {
 }
 
 /// Finds the local agent a caller means: the one named, or the only one.
-fn choose(core: &Core, agent: Option<&str>) -> Result<OverlayIp, Problem> {
+pub(super) fn choose(core: &Core, agent: Option<&str>) -> Result<OverlayIp, Problem> {
     choose_of(core, core.engine.locals(), agent)
 }
 
@@ -190,7 +191,7 @@ impl Node {
             drop(barrier.await);
         }
         kept?;
-        debug!(%local, peer = %member, change = ?what, "Trust changed");
+        debug!(agent = %local, peer = %member, change = ?what, "Trust changed");
         let told = self.await_told(local).await?;
         let name = self.full_name(local, &member).await?;
         Ok(TrustChanged {
@@ -377,6 +378,20 @@ impl Control for Node {
         ping::ping(self, ping).await
     }
 
+    async fn capture(&self, query: CaptureQuery) -> Result<Pieces, Problem> {
+        capture::begin(self, query).await
+    }
+
+    async fn log(&self) -> Result<LogLines, Problem> {
+        let lines = recent::lines();
+        Ok(LogLines { lines })
+    }
+
+    async fn metrics(&self) -> Result<Metrics, Problem> {
+        let text = metrics::of(self, true).await.ok_or(Stopped)?;
+        Ok(Metrics { text })
+    }
+
     async fn join(&self, join: JoinRequest) -> Result<Joined, Problem> {
         let token = join.token.parse::<JoinToken>();
         let token = token.map_err(|error| Problem::with(Code::BadRequest, error))?;
@@ -475,7 +490,7 @@ fn kept(core: &Core) -> Result<(), Problem> {
 }
 
 /// Tells an operator which way packets take.
-const fn path_kind(path: Path) -> PathKind {
+pub(super) const fn path_kind(path: Path) -> PathKind {
     match path {
         Path::Direct(_) => PathKind::Direct,
         Path::Relay => PathKind::Relay,

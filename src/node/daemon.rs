@@ -26,7 +26,7 @@ use crate::node::{
     host_dns::HostNames,
     lent::Lent,
     local_api::{self, LocalListener, SocketError},
-    network, portmap, programs,
+    metrics, network, portmap, programs,
     resolver::Resolver,
     running::{Change, Facts, Node},
     settle,
@@ -64,6 +64,8 @@ pub enum DaemonError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Dns(#[from] DnsError),
+    #[error("cannot serve metrics at {0}")]
+    Metrics(SocketAddr, #[source] std::io::Error),
     #[error("the proxy cannot be used: {0}")]
     Proxy(String),
     #[error("cannot answer names at {0}: {1}")]
@@ -141,10 +143,7 @@ pub(super) async fn run_for(
 ) -> Result<(), DaemonError> {
     let (store, state) = open(&config, guest.as_ref())?;
     let mut listeners = vec![local_api::bind(&config.socket)?];
-    let programs = match &guest {
-        Some(_) => None,
-        None => Some(programs::bind(&config.socket)?),
-    };
+    let (programs, metrics) = bind_others(guest.as_ref(), &config).await?;
     let udp = udp::bind_shared(config.port, dataplane::SOCKETS)?;
     let port = udp.first().map_or(Ok(config.port), UdpPort::port);
     let port = port.map_err(DaemonError::Dataplane)?;
@@ -159,7 +158,7 @@ pub(super) async fn run_for(
     let installed = core.installed();
     let alarm = Alarm::open().map_err(DaemonError::Timer)?;
     let driver = tokio::spawn(driver::run(core, jobs, worker, alarm));
-    let followers = follow(&handle, port, (wanted, config.search), lost);
+    let mut followers = follow(&handle, port, (wanted, config.search), lost);
     let mapping = portmap::keep(handle.clone(), port, settle::wants_mapping(&config.path));
     let (facts, seen) = watch::channel(BTreeMap::new());
     let (names, dns) = HostNames::new(config.dns, &config.state, &config.socket);
@@ -180,6 +179,7 @@ pub(super) async fn run_for(
         facts: seen,
         mapped: mapping.told.clone(),
     });
+    metrics.map(|at| followers.spawn(at.serve(Arc::downgrade(&node))));
     let mut daemon = Daemon::new(&node, (names, facts), device_lost);
     let mut up = daemon.bring_up(memberships, guest, &mut listeners).await;
     if up.is_ok() {
@@ -242,6 +242,21 @@ impl Open {
             drop(programs.await);
         }
     }
+}
+
+/// Takes where programs and readers of metrics ask. A guest's node has neither: many may run beside the node that has
+/// them.
+async fn bind_others(
+    guest: Option<&Guest>,
+    config: &NodeConfig,
+) -> Result<(Option<LocalListener>, Option<metrics::Listener>), DaemonError> {
+    if guest.is_some() {
+        return Ok((None, None));
+    }
+    let programs = programs::bind(&config.socket)?;
+    let metrics = metrics::bind(config.metrics).await;
+    let metrics = metrics.map_err(|(at, error)| DaemonError::Metrics(at, error))?;
+    Ok((Some(programs), metrics))
 }
 
 /// Starts what follows the world for the engine; it ends when this is dropped.
@@ -364,7 +379,7 @@ impl Daemon {
                 Err(error) if is_only => return Err(error.into()),
                 Err(error) => {
                     // The others need not suffer; `status` says which one does.
-                    error!(%error, "An agent has no network device");
+                    error!(code = "no_device", reason = %error, "An agent has no network device");
                     None
                 }
                 Ok(device) => Some(device),
@@ -481,7 +496,8 @@ impl Daemon {
                     self.handle.call(back).await?;
                 }
                 Err(error) => {
-                    error!(%error, "A network device that was removed cannot be made anew");
+                    let code = "no_device";
+                    error!(code, reason = %error, "A network device that was removed cannot be made anew");
                     let again = Arc::clone(&self.device_lost);
                     tokio::spawn(async move {
                         tokio::time::sleep(DEVICE_RETRY).await;

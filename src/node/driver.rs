@@ -307,7 +307,7 @@ impl Core {
             Event::Outbox { local } => self.outbox(local).notify_one(),
             Event::Pending { local, from } => {
                 info!("A trust request waits for an answer");
-                debug!(%local, %from, "Trust request");
+                debug!(agent = %local, peer = %from, "Trust request");
             }
             Event::Pong { id, rtt, path, .. } => {
                 if let Some(waiting) = self.pongs.remove(&id) {
@@ -318,15 +318,23 @@ impl Core {
             Event::Tables => self.publish(),
             Event::Twin { local } => {
                 if self.engine.is_at_rest(local, now()) {
-                    warn!("Another host runs an agent of ours, which is at rest here now");
+                    let code = "displaced";
+                    warn!(
+                        code,
+                        "Another host runs an agent of ours, which is at rest here now"
+                    );
                 } else {
                     info!("An agent is ours again: the other host that ran it is gone");
                 }
-                debug!(%local, "Twin");
+                debug!(agent = %local, "Twin");
             }
             Event::Withheld { local, from } => {
-                warn!("A peer knew of a revocation that the registry did not tell");
-                debug!(%local, ?from, "Revocation withheld");
+                let code = "revocation_withheld";
+                warn!(
+                    code,
+                    "A peer knew of a revocation that the registry did not tell"
+                );
+                debug!(agent = %local, peer = from.as_ref().map(display), "Revocation withheld");
             }
         }
     }
@@ -336,7 +344,7 @@ impl Core {
         let due = std::mem::take(&mut self.unsaved).into_keys();
         for local in due.chain([local]).collect::<BTreeSet<_>>() {
             if let Err(failed) = tokio::task::block_in_place(|| self.write(local)) {
-                error!(error = %failed, "Cannot write the state");
+                error!(code = "state_unsaved", reason = %failed, "Cannot write the state");
                 self.unsaved.insert(local, failed.to_string());
             }
         }
@@ -392,8 +400,9 @@ impl Core {
             }
             FromWorker::Passed(all) => self.engine.handle_passed(&all, time),
             FromWorker::TunGone(local) => {
-                warn!("A network device was removed by somebody else");
-                debug!(%local, "Network device gone");
+                let code = "no_device";
+                warn!(code, "A network device was removed by somebody else");
+                debug!(agent = %local, "Network device gone");
                 self.lost_devices.insert(local);
                 self.device_lost.notify_one();
             }

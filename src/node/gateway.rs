@@ -25,9 +25,9 @@ use crate::gateway::quota::{Allowance, QuotaConfig};
 use crate::gateway::server::{self, Gateway};
 use crate::node::gateway::told::Told;
 use crate::node::local_api::{self, SocketError};
-use crate::node::metrics;
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
+use crate::os::page;
 use crate::os::wss::CertificateError;
 use crate::registry::client::ClientError;
 use crate::statement::StatementError;
@@ -181,7 +181,7 @@ pub async fn serve(
     };
     let metrics = match config.settings.metrics.listen {
         Some(at) => {
-            let bound = metrics::bind(at).await;
+            let bound = page::bind(at).await;
             Some(bound.map_err(|source| GatewayError::Metrics { at, source })?)
         }
         None => None,
@@ -198,7 +198,7 @@ pub async fn serve(
     let (stopping, stopped) = oneshot::channel::<()>();
     let asked = commands.clone();
     let read = move || status::metrics(asked.clone());
-    let metrics = metrics.map(|listener| tokio::spawn(metrics::serve(listener, read)));
+    let metrics = metrics.map(|listener| tokio::spawn(page::serve(listener, read)));
     let status = tokio::spawn(status::serve(listener, commands.clone(), async {
         drop(stopped.await);
     }));

@@ -195,7 +195,7 @@ async fn attach_once(handle: &Handle, local: OverlayIp, offers: &Offers) -> Resu
         core.engine.set_gateways(local, found, now())
     };
     if let Err(refused) = handle.call(set).await? {
-        debug!(%local, %refused, "Not attached");
+        debug!(agent = %local, reason = %refused, "Not attached");
     }
     Ok(is_complete)
 }

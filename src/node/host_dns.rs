@@ -239,7 +239,8 @@ impl HostNames {
             // Nothing is changed by who may change nothing.
             Ok(false) | Err(_) if state != DnsState::Waiting && !self.pace.allows(clock::now()) => {
                 if state == DnsState::Applied {
-                    warn!(%owner, "Another program takes our DNS settings away again and again; giving up");
+                    let code = "dns_contended";
+                    warn!(code, %owner, "Another program takes our DNS settings away again and again; giving up");
                     self.set(DnsState::Contended, None);
                 }
             }
@@ -264,7 +265,8 @@ impl HostNames {
             }
             Err(error) if error.is_lack_of_rights() => {
                 if self.told.borrow().state != DnsState::Waiting {
-                    info!(%error, "The host's DNS settings wait for `agentnet dns apply`");
+                    let code = "dns_waiting";
+                    info!(code, reason = %error, "The host's DNS settings wait for `agentnet dns apply`");
                 }
                 self.set(DnsState::Waiting, Some(&error));
                 self.told
@@ -272,7 +274,8 @@ impl HostNames {
                 Ok(())
             }
             Err(error) => {
-                warn!(%error, cure = error.cure(), "The host's programs are not told of our names");
+                let (code, cure) = ("dns_failed", error.cure());
+                warn!(code, reason = %error, cure, "The host's programs are not told of our names");
                 self.set(DnsState::Failed, Some(&error));
                 if error.may_pass() { Ok(()) } else { Err(error) }
             }

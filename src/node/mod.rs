@@ -2,12 +2,15 @@
 
 pub mod agent;
 pub mod alone;
+pub mod bugreport;
 pub mod by_daemon;
+pub mod capture;
 pub mod carriers;
 pub mod causes;
 mod control;
 pub mod daemon;
 pub mod dev;
+pub mod doctor;
 pub mod driver;
 pub mod gateway;
 mod gateways;

@@ -125,7 +125,7 @@ impl Sync {
         self.link.send_if_modified(|link| {
             let changed = link.state != state;
             if changed {
-                warn!(error = %text, "Registry lost");
+                warn!(code = "registry_lost", reason = %text, "Registry lost");
                 *link = Link {
                     state,
                     since: clock::unix(),

@@ -179,6 +179,24 @@ impl Routing {
         Ok(())
     }
 
+    /// Fails where an address or its network belong to another device than `own`; changes nothing.
+    pub async fn check(&self, address: OverlayIp, own: Option<&str>) -> Result<(), RouteError> {
+        for found in self.addresses(address).await? {
+            let device = self.name(found.header.index).await;
+            if own != Some(device.as_str()) {
+                return Err(RouteError::AddressTaken { address, device });
+            }
+        }
+        let prefix = address.network();
+        for route in self.routes_within(prefix).await? {
+            if route.header.protocol != OURS {
+                let device = self.name(oif(&route).unwrap_or_default()).await;
+                return Err(RouteError::PrefixRouted { prefix, device });
+            }
+        }
+        Ok(())
+    }
+
     async fn addresses(&self, address: OverlayIp) -> Result<Vec<AddressMessage>, RouteError> {
         let all = self.handle.address().get();
         let found = all.set_address_filter(address.ip().into()).execute();

@@ -1,4 +1,4 @@
-//! Standard input and output joined to a connection, for `agentnet connect`.
+//! Standard input and output joined to a connection, for `agentnet connect`; where standard error leads.
 
 use std::{
     fs::File,
@@ -37,6 +37,13 @@ enum Way {
 enum Broken {
     Source(io::Error),
     Sink(io::Error),
+}
+
+/// Tells whether standard error is the file `at`: its device and inode as JOURNAL_STREAM has them
+/// (systemd.exec(5)). A program started by another may have inherited the variable and not the stream.
+pub fn error_leads_to(at: &str) -> bool {
+    let is_at = |of: rustix::fs::Stat| format!("{}:{}", of.st_dev, of.st_ino) == at;
+    rustix::fs::fstat(io::stderr()).is_ok_and(is_at)
 }
 
 /// Joins standard input and output to a connection, until both ends have said all. The end of input is

@@ -38,6 +38,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Tells whether it leads everywhere over IPv4, by the table that every program uses.
+    pub fn is_default_v4(&self) -> bool {
+        self.to.is_ipv4() && self.length == 0 && self.table == MAIN && !self.is_barrier
+    }
+
     /// Reads a message about a route; None for our own routes and those to this host's addresses.
     pub(super) fn of(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;

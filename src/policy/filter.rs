@@ -43,6 +43,16 @@ pub enum Verdict {
     Pass,
 }
 
+impl Verdict {
+    /// Returns why the packet goes nowhere; None when it goes.
+    pub const fn dropped(self) -> Option<DropReason> {
+        match self {
+            Self::Drop(reason) => Some(reason),
+            Self::Pass => None,
+        }
+    }
+}
+
 /// How much one pair may make the filter remember.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

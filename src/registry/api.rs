@@ -78,11 +78,13 @@ async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    if let Err(wait) = app.take_source(source.ip(), clock::now()) {
-        return ApiError::too_many(wait).into_response();
-    }
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => ApiError::from(Problem::new(Code::Timeout)).into_response(),
-    }
+    let answer = match app.take_source(source.ip(), clock::now()) {
+        Err(wait) => ApiError::too_many(wait).into_response(),
+        Ok(()) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => ApiError::from(Problem::new(Code::Timeout)).into_response(),
+        },
+    };
+    app.answers().count(answer.status());
+    answer
 }

@@ -3,8 +3,9 @@
 mod error;
 mod watch;
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use reqwest::header::DATE;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -109,6 +110,32 @@ fn by_environment() -> reqwest::Proxy {
     })
 }
 
+fn http(url: &str, pin: Pin) -> Result<reqwest::Client, ClientError> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(pinned_client(pin).map_err(ClientError::Tls)?)
+        .proxy(by_environment())
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .build()
+        .map_err(|error| ClientError::unreachable(url, &error))
+}
+
+/// Asks the registry at `url` what time it has, to the second.
+pub async fn time_of(url: &str, pin: Pin) -> Result<UnixTime, ClientError> {
+    let url = url.trim_end_matches('/');
+    let asked = http(url, pin)?.get(format!("{url}/healthz"));
+    let answer = send(url, asked.timeout(CALL_TIMEOUT)).await?;
+    let date = answer
+        .headers()
+        .get(DATE)
+        .and_then(|date| date.to_str().ok());
+    let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+    let since = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
+    let since = since.ok_or_else(|| ClientError::malformed("an answer without a date"))?;
+    Ok(UnixTime::from(since))
+}
+
 impl RegistryClient {
     /// Reaches the registry at `url` and checks that it is the one `domain`'s root names.
     pub async fn connect(
@@ -121,14 +148,7 @@ impl RegistryClient {
         if !url.starts_with("https://") {
             return Err(ClientError::BadUrl(url));
         }
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(pinned_client(pin).map_err(ClientError::Tls)?)
-            .proxy(by_environment())
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .build()
-            .map_err(|error| ClientError::unreachable(&url, &error))?;
+        let http = http(&url, pin)?;
         let sent = http.get(format!("{url}/v1/domain")).timeout(CALL_TIMEOUT);
         let info = read::<DomainInfo>(&url, send(&url, sent).await?).await?;
         let registry = named_by(&domain, pin, &info, now)?;

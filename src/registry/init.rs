@@ -295,8 +295,13 @@ pub fn host_of(url: &str) -> Option<String> {
 
 /// Returns the sample with this registry's own lines live.
 fn settings_text(plan: &Plan, url: &str, operator: Did) -> String {
+    // Sections have settings of the same names.
+    let mut is_top = true;
     let lines = SAMPLE.lines().map(|line| {
-        if line.starts_with("#listen = ") {
+        is_top &= !line.starts_with('[');
+        if !is_top {
+            line.to_owned()
+        } else if line.starts_with("#listen = ") {
             format!("listen = \"{}\"", plan.listen)
         } else if line.starts_with("#url = ") {
             format!("url = \"{url}\"")

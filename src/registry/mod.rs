@@ -7,6 +7,7 @@ pub mod client;
 pub mod enroll;
 pub mod init;
 pub mod limits;
+pub mod metrics;
 pub mod server;
 pub mod sse;
 pub mod store;

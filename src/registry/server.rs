@@ -13,16 +13,19 @@ use hyper_util::rt::TokioTimer;
 use rustix::thread::CapabilitySet;
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::config::{RegistryConfig, RegistrySettings};
+use crate::config::{MetricsSettings, RegistryConfig, RegistrySettings};
 use crate::os::clock;
 use crate::os::files::FileError;
 use crate::os::lock::{LockError, StateLock};
+use crate::os::page;
 use crate::os::sandbox::Sandbox;
 use crate::os::tls::TlsError;
 use crate::registry::api::{App, AppParts, router};
 use crate::registry::init::{Files, host_of, load};
+use crate::registry::metrics;
 use crate::registry::store::sqlite::SqliteStore;
 use crate::registry::store::{Store, StoreError};
 
@@ -101,6 +104,8 @@ pub async fn serve(
         store: store.clone(),
         stop: stopped.clone(),
     });
+    let app = Arc::new(app);
+    let metrics = metrics_page(&settings.metrics, &app).await?;
     let handle = Handle::new();
     let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(tls))
         .handshake_timeout(HANDSHAKE_TIMEOUT)
@@ -116,7 +121,7 @@ pub async fn serve(
         .timer(TokioTimer::new())
         .max_buf_size(MAX_HEAD)
         .header_read_timeout(HEAD_TIMEOUT);
-    let routes = router(Arc::new(app)).into_make_service_with_connect_info::<SocketAddr>();
+    let routes = router(app).into_make_service_with_connect_info::<SocketAddr>();
     let upkeep = tokio::spawn(keep_up(store.clone(), settings.lease.shortest(), stopped));
     info!(%at, url, "The registry listens");
     ready(at);
@@ -130,11 +135,29 @@ pub async fn serve(
         }
     };
     stop.send_replace(true);
+    drop(metrics);
     if upkeep.await.is_err() {
         warn!("The upkeep of the store broke off");
     }
     store.close().await;
     served.map_err(ServeError::Server)
+}
+
+/// Serves metrics, if they are wanted, for as long as what is returned is kept.
+async fn metrics_page(
+    settings: &MetricsSettings,
+    app: &Arc<App>,
+) -> Result<JoinSet<io::Result<()>>, ServeError> {
+    let mut serving = JoinSet::new();
+    if let Some(at) = settings.listen {
+        let listener = page::bind(at).await;
+        let listener = listener.map_err(|source| ServeError::Listen { at, source })?;
+        let app = Arc::clone(app);
+        serving.spawn(page::serve(listener, move || {
+            metrics::read(Arc::clone(&app))
+        }));
+    }
+    Ok(serving)
 }
 
 fn listen(at: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {

@@ -16,8 +16,9 @@ use thiserror::Error;
 use crate::id::{AgentId, Did, MemberName, NetworkId, UnixTime};
 
 pub use rows::{
-    Change, Creation, JoinOutcome, Joining, Kept, NetworkRow, NewConsent, NewGateway, NewNetwork,
-    NewRecord, NewRequest, NewRevocation, NewToken, Page, RecordRow, Sequence, TokenRow, Whom,
+    Change, Counts, Creation, JoinOutcome, Joining, Kept, NetworkRow, NewConsent, NewGateway,
+    NewNetwork, NewRecord, NewRequest, NewRevocation, NewToken, Page, RecordRow, Sequence,
+    TokenRow, Whom,
 };
 
 /// Why the store could not answer.
@@ -47,6 +48,9 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Tells whether the database answers.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// Counts what there is.
+    async fn counts(&self, now: UnixTime) -> Result<Counts, StoreError>;
 
     /// Creates a network with the next free number; the same root key gets the same again.
     async fn create_network(&self, new: &NewNetwork) -> Result<Creation, StoreError>;

@@ -10,6 +10,18 @@ use crate::wire::drop::{Counters, DropReason};
 /// The media type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Returns a metric whose value rises and falls.
+pub const fn gauge(name: &'static str, help: &'static str) -> Metric {
+    let kind = Kind::Gauge;
+    Metric { name, kind, help }
+}
+
+/// Returns a metric whose value only rises.
+pub const fn counter(name: &'static str, help: &'static str) -> Metric {
+    let kind = Kind::Counter;
+    Metric { name, kind, help }
+}
+
 /// What every daemon counts of what it dropped.
 pub const DROPPED: Metric = Metric {
     name: "agentnet_dropped_total",
@@ -57,6 +69,26 @@ impl Exposition {
         }
     }
 
+    /// Adds a metric with a line for each set of labels; seconds come as fractions.
+    pub fn put_rows<const N: usize>(
+        &mut self,
+        metric: Metric,
+        rows: impl IntoIterator<Item = ([(&'static str, String); N], f64)>,
+    ) {
+        self.begin(metric);
+        for (labels, value) in rows {
+            let labels = labels.map(|(label, of)| format!("{label}=\"{}\"", quoted(&of)));
+            let (name, labels) = (metric.name, labels.join(","));
+            self.write(format_args!("{name}{{{labels}}} {value}\n"));
+        }
+    }
+
+    /// Adds a metric without labels that is a fraction.
+    pub fn put_fraction(&mut self, metric: Metric, value: f64) {
+        self.begin(metric);
+        self.write(format_args!("{} {value}\n", metric.name));
+    }
+
     /// Adds what was dropped, every reason named, since one that never happened is 0 and not unknown.
     pub fn put_drops(&mut self, drops: &Counters) {
         let all = DropReason::ALL.iter();
@@ -89,6 +121,12 @@ impl Exposition {
     }
 }
 
+/// Quotes what a label says, as the format wants it.
+fn quoted(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    text.replace('\n', "\\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +154,22 @@ mod tests {
                         # HELP agentnet_frames_total Frames.\n# TYPE agentnet_frames_total counter\n\
                         agentnet_frames_total{way=\"in\"} 2\nagentnet_frames_total{way=\"out\"} 3\n";
         assert_eq!(text.finish(), expected);
+    }
+
+    #[test]
+    fn labels_are_quoted_and_seconds_are_fractions() {
+        let rtt = Metric {
+            name: "agentnet_rtt_seconds",
+            kind: Kind::Gauge,
+            help: "How long.",
+        };
+        let mut text = Exposition::default();
+
+        text.put_rows(rtt, [([("of", "a\"b\\c\nd".to_owned())], 0.25)]);
+
+        let text = text.finish();
+        let line = text.lines().last().unwrap();
+        assert_eq!(line, r#"agentnet_rtt_seconds{of="a\"b\\c\nd"} 0.25"#);
     }
 
     #[test]

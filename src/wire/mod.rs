@@ -18,5 +18,6 @@ pub mod ip;
 pub mod mesh;
 pub mod metrics;
 pub mod part;
+pub mod pcapng;
 pub mod srv;
 pub mod stun;

@@ -12,16 +12,18 @@ use agentnet::id::{
     AgentId, IdentityKey, Label, NetworkId, NetworkPrefix, OverlayIp, TunnelSecret, UnixTime,
     WireGuardKey,
 };
+use agentnet::node::capture::Pieces;
 use agentnet::node::local_api::{self, Control};
 use agentnet::statement::Scope;
 use agentnet::wire::api::local::{
-    AgentStatus, AutoRemove, AutoRule, AutoRules, Dns, DnsState, Down, Endpoint, EndpointKind,
-    Family, GatewayStatus, JoinRequest, Joined, Left, LinkState, MembershipStatus, NetcheckTargets,
-    OfAgent, PairState, PathKind, PathPair, PathQuery, PathReport, Peer, Peers, Pending,
-    PendingRequest, PingOutcome, PingReply, PingRequest, RegistryStatus, SessionState, Status,
-    TrustApprove, TrustAwait, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,
-    TrustStands, Warning, Whois, WhoisQuery, Why, WireGuardAdd, WireGuardAdded, WireGuardOwn,
-    WireGuardPeer, WireGuardPeers, WireGuardRef, WireGuardRemove, WireGuardRemoved,
+    AgentStatus, AutoRemove, AutoRule, AutoRules, CaptureQuery, Dns, DnsState, Down, Endpoint,
+    EndpointKind, Family, GatewayStatus, JoinRequest, Joined, Left, LinkState, LogLines,
+    MembershipStatus, Metrics, NetcheckTargets, OfAgent, PairState, PathKind, PathPair, PathQuery,
+    PathReport, Peer, Peers, Pending, PendingRequest, PingOutcome, PingReply, PingRequest,
+    RegistryStatus, SessionState, Status, TrustApprove, TrustAwait, TrustChange, TrustChanged,
+    TrustList, TrustName, TrustRequest, TrustStands, Warning, Whois, WhoisQuery, Why, WireGuardAdd,
+    WireGuardAdded, WireGuardOwn, WireGuardPeer, WireGuardPeers, WireGuardRef, WireGuardRemove,
+    WireGuardRemoved,
 };
 use agentnet::wire::api::problem::{Code, Problem};
 use agentnet::wire::carrier::Carrier;
@@ -466,6 +468,18 @@ impl Control for Fake {
             }),
             hint: None,
         })
+    }
+
+    async fn capture(&self, _: CaptureQuery) -> Result<Pieces, Problem> {
+        Err(Problem::new(Code::NotFound))
+    }
+
+    async fn log(&self) -> Result<LogLines, Problem> {
+        Ok(LogLines::default())
+    }
+
+    async fn metrics(&self) -> Result<Metrics, Problem> {
+        Ok(Metrics::default())
     }
 
     async fn join(&self, join: JoinRequest) -> Result<Joined, Problem> {

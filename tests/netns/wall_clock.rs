@@ -31,7 +31,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 "#;
 
 /// What starts node A with a wall clock that [`set_clock`] sets.
-const SKEWED: &str = "SKEW=/mnt/skew LD_PRELOAD=/mnt/skew.so";
+pub(crate) const SKEWED: &str = "SKEW=/mnt/skew LD_PRELOAD=/mnt/skew.so";
 
 const DAY: i64 = 86_400;
 
@@ -39,17 +39,23 @@ const DAY: i64 = 86_400;
 const SET: Duration = Duration::from_secs(1);
 
 /// Sets the wall clock of node A ahead of everybody else's.
-fn set_clock(seconds: i64) {
+pub(crate) fn set_clock(seconds: i64) {
     // In place, since the library keeps the file open; padded, so that nothing longer is left.
     fs::write(World::path("skew"), format!("{seconds:<20}")).unwrap();
 }
 
-/// Starts node A anew with a clock that can be set, and a stream from it that goes directly.
-fn streaming(lab: &mut Lab) -> Stream {
+/// Makes what [`SKEWED`] names.
+pub(crate) fn make_skewed(lab: &Lab) {
     fs::write(World::path("skew.c"), SKEW).unwrap();
     let a = &lab.site.a;
     a.ok("cc -shared -fPIC -o /mnt/skew.so /mnt/skew.c");
     set_clock(0);
+}
+
+/// Starts node A anew with a clock that can be set, and a stream from it that goes directly.
+fn streaming(lab: &mut Lab) -> Stream {
+    make_skewed(lab);
+    let a = &lab.site.a;
     lab.node_a.take().unwrap().stop();
     lab.node_a = Some(start_node_by(a, SKEWED));
     lab.trust(ALLOW);

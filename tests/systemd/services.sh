@@ -86,6 +86,13 @@ for unit in agentnet-gateway agentnet-registry agentnet; do
 done
 until_so getent hosts a.acme.agent
 
+# The journal has the facts in fields of their own.
+has_field() { journalctl -u agentnet -o json --no-pager | grep "\"$1\":\"$2" >/dev/null; }
+until_so has_field AGENTNET_CODE registry_lost
+has_field AGENTNET_REASON ..
+has_field AGENTNET_DEVICE agn
+has_field PRIORITY 4
+
 systemctl stop agentnet agentnet-gateway agentnet-registry
 for unit in agentnet-gateway agentnet-registry agentnet; do
   [ "$(systemctl show -p Result --value "$unit")" = success ]

@@ -34,37 +34,7 @@ pub(super) struct StatusArgs {}
 
 impl StatusArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let client = context.client()?;
-        let (node, agents) = if client.is_up() {
-            let node = client.get::<Dns>("/v1/dns", &()).await?;
-            let status = client.get::<Status>("/v1/status", &()).await?;
-            (Some(node), status.agents)
-        } else {
-            (None, Vec::new())
-        };
-        let mut lookups = Vec::new();
-        for agent in agents
-            .iter()
-            .filter(|agent| agent.device.is_some())
-            .take(LOOKUPS)
-        {
-            lookups.push(look_up(agent).await);
-        }
-        let (owner, why) = match &node {
-            // It knows what it changed, which not everybody may read.
-            Some(node) if !node.why.is_empty() => (node.owner.clone(), node.why.clone()),
-            Some(_) | None => owner(context).await?,
-        };
-        let nsswitch = fs::read_to_string("/etc/nsswitch.conf");
-        let findings = findings(node.as_ref(), &lookups, &nsswitch);
-        let check = DnsCheck {
-            node,
-            owner,
-            why,
-            nameservers: dns::nameservers(),
-            lookups,
-            findings,
-        };
+        let check = check(context).await?;
         context.out.print(&check)?;
         match &check.node {
             None => {
@@ -84,6 +54,41 @@ impl StatusArgs {
             },
         }
     }
+}
+
+/// Finds out how names are looked up on this host.
+pub(in crate::cli) async fn check(context: &Context) -> Result<DnsCheck, Failure> {
+    let client = context.client()?;
+    let (node, agents) = if client.is_up() {
+        let node = client.get::<Dns>("/v1/dns", &()).await?;
+        let status = client.get::<Status>("/v1/status", &()).await?;
+        (Some(node), status.agents)
+    } else {
+        (None, Vec::new())
+    };
+    let mut lookups = Vec::new();
+    for agent in agents
+        .iter()
+        .filter(|agent| agent.device.is_some())
+        .take(LOOKUPS)
+    {
+        lookups.push(look_up(agent).await);
+    }
+    let (owner, why) = match &node {
+        // It knows what it changed, which not everybody may read.
+        Some(node) if !node.why.is_empty() => (node.owner.clone(), node.why.clone()),
+        Some(_) | None => owner(context).await?,
+    };
+    let nsswitch = fs::read_to_string("/etc/nsswitch.conf");
+    let findings = findings(node.as_ref(), &lookups, &nsswitch);
+    Ok(DnsCheck {
+        node,
+        owner,
+        why,
+        nameservers: dns::nameservers(),
+        lookups,
+        findings,
+    })
 }
 
 /// Finds out who owns the host's DNS, and how that is seen.

@@ -118,6 +118,7 @@ impl From<DaemonError> for Failure {
             | DaemonError::Stopped(_)
             | DaemonError::Store(_)
             | DaemonError::Timer(_) => None,
+            DaemonError::Metrics(..) => Some("name a free address of this host in metrics.listen"),
             DaemonError::Proxy(_) => Some("see wss.proxy and wss.proxy_file of the settings"),
             DaemonError::Unsaved(_) => Some("free space or mend the disk, then join again"),
         };
@@ -127,6 +128,7 @@ impl From<DaemonError> for Failure {
             DaemonError::Socket(error) => error.into(),
             DaemonError::Dataplane(_)
             | DaemonError::Device(_)
+            | DaemonError::Metrics(..)
             | DaemonError::Resolver(..)
             | DaemonError::Stopped(_)
             | DaemonError::Timer(_)

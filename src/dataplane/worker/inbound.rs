@@ -14,6 +14,7 @@ use crate::dataplane::offload::{Run, Takes, VIRTIO};
 use crate::dataplane::queue::{FromWorker, InPacket};
 use crate::dataplane::relay::carries_channel;
 use crate::dataplane::shard::Held;
+use crate::dataplane::tap::{Seen, Way};
 use crate::dataplane::worker::{IDLE, MAX_PACKET, RECEIVES, SHARE, SHARED_RECEIVES, Worker};
 use crate::engine::channel::Arrival;
 use crate::id::OverlayIp;
@@ -215,7 +216,15 @@ impl Worker {
             self.seen.drops.count(DropReason::EcnNotCapable);
             return;
         }
-        match shard.switch.inbound(pair, packet, self.now) {
+        let judged = shard.switch.inbound(pair, packet, self.now);
+        self.taps.show(Seen {
+            at: self.now,
+            local: pair.local,
+            way: Way::In,
+            dropped: judged.dropped(),
+            bytes: packet,
+        });
+        match judged {
             Verdict::Pass => {
                 if self.merger.is_full() {
                     held.pause();
@@ -288,8 +297,22 @@ impl Worker {
                     self.delivered(pair);
                 }
             }
-            Verdict::Drop(reason) => self.seen.drops.count(reason),
+            Verdict::Drop(reason) => {
+                self.show_in(local, Some(reason), &bytes);
+                self.seen.drops.count(reason);
+            }
         }
+    }
+
+    /// Shows a packet on its way to the TUN of `local`.
+    fn show_in(&mut self, local: OverlayIp, dropped: Option<DropReason>, bytes: &[u8]) {
+        self.taps.show(Seen {
+            at: self.now,
+            local,
+            way: Way::In,
+            dropped,
+            bytes,
+        });
     }
 
     /// Writes a packet to the TUN of `local`, or counts why not.
@@ -305,9 +328,13 @@ impl Worker {
             unistd::write(&tun.queue.fd, bytes)
         };
         match written {
-            Ok(_) => true,
+            Ok(_) => {
+                self.show_in(local, None, bytes);
+                true
+            }
             Err(errno) => {
                 tracing::trace!(%errno, "Packet not written");
+                self.show_in(local, Some(DropReason::TunWrite), bytes);
                 self.seen.drops.count(DropReason::TunWrite);
                 false
             }

@@ -13,6 +13,7 @@ use crate::dataplane::queue::{FromWorker, OutPacket};
 use crate::dataplane::shard::{Held, Shard};
 use crate::dataplane::switch::Outbound;
 use crate::dataplane::tables::Realm;
+use crate::dataplane::tap::{Seen, Way};
 use crate::dataplane::worker::{BATCH, FIRST_UDP, IDLE, Worker, tun_interest};
 use crate::engine::channel::Volume;
 use crate::engine::{Transmit, Travel};
@@ -52,7 +53,7 @@ impl Worker {
                     if !has_header {
                         self.read.get_mut(..VIRTIO).unwrap_or_default().fill(0);
                     }
-                    self.take_read(&mut held, realm, end, &mut slow);
+                    self.take_read(&mut held, (local, realm), end, &mut slow);
                     bytes += length;
                 }
                 Err(Errno::EINTR) => {}
@@ -88,7 +89,7 @@ impl Worker {
     fn take_read(
         &mut self,
         held: &mut Held<'_>,
-        realm: Realm,
+        (local, realm): (OverlayIp, Realm),
         end: usize,
         slow: &mut Vec<OutPacket>,
     ) {
@@ -99,7 +100,15 @@ impl Worker {
             return;
         };
         let shard = held.at(self.shards.of_addresses(packet));
-        match shard.switch.outbound(realm, packet, self.now) {
+        let judged = shard.switch.outbound(realm, packet, self.now);
+        self.taps.show(Seen {
+            at: self.now,
+            local,
+            way: Way::Out,
+            dropped: judged.dropped(),
+            bytes: packet,
+        });
+        match judged {
             Outbound::ToPeer(pair) => self.send_out(held, pair, &header, end, slow),
             Outbound::ToUnknown(pair) => {
                 for packet in self.pieces(pair, &header, end, None) {

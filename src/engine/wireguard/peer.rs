@@ -223,6 +223,7 @@ impl PlainPeer {
 
     fn confirmed(&mut self, now: Instant, out: &mut Vec<PlainOutput>) {
         self.stats.last_handshake = Some(now);
+        self.stats.handshakes += 1;
         self.handshake = None;
         for packet in std::mem::take(&mut self.queue) {
             // One that does not go is lost, as on any wire.

@@ -40,7 +40,7 @@ pub(super) fn meant(core: &Core, agent: Option<&str>) -> Result<Vec<OverlayIp>, 
 }
 
 /// Turns a moment of the monotonic clock into wall time.
-pub(super) fn wall(at: Instant) -> UnixTime {
+pub(in crate::node) fn wall(at: Instant) -> UnixTime {
     let time = now();
     time.unix.before(time.now.saturating_duration_since(at))
 }
@@ -267,7 +267,7 @@ fn peer(own: &FullName, view: &PeerView) -> Peer {
     }
 }
 
-pub(super) const fn session(state: PeerState) -> SessionState {
+pub(in crate::node) const fn session(state: PeerState) -> SessionState {
     match state {
         PeerState::Idle => SessionState::None,
         PeerState::Handshaking => SessionState::Handshaking,

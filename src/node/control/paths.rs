@@ -16,7 +16,7 @@ use crate::wire::candidate::{Candidate, Kind};
 use crate::wire::carrier::{self, Carrier, is_carrier};
 
 /// Finds the local agent and the whole name of the other one that a caller means.
-pub(super) fn target(
+pub(in crate::node) fn target(
     core: &Core,
     agent: Option<&str>,
     name: &str,
@@ -31,7 +31,7 @@ pub(super) fn target(
 }
 
 /// The problem of a name that is no peer's.
-pub(super) fn nobody(name: &FullName) -> Problem {
+pub(in crate::node) fn nobody(name: &FullName) -> Problem {
     let what = format!("{name} is not known here, or there is no trust with it");
     Problem::with(Code::NotFound, what)
 }

@@ -6,15 +6,17 @@ use async_trait::async_trait;
 
 use crate::engine::placement::Placement;
 use crate::id::OverlayIp;
+use crate::node::capture::Pieces;
 use crate::node::control::{choose_of, list, paths, ping};
 use crate::node::driver::Core;
 use crate::node::local_api::Control;
 use crate::node::running::Node;
 use crate::wire::api::local::{
-    AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left, NetcheckTargets,
-    OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest, Status, TrustApprove,
-    TrustAwait, TrustChanged, TrustList, TrustName, TrustRequest, TrustStands, Whois, WhoisQuery,
-    WireGuardAdd, WireGuardAdded, WireGuardPeers, WireGuardRemove, WireGuardRemoved,
+    AutoRemove, AutoRule, AutoRules, CaptureQuery, Dns, Down, JoinRequest, Joined, Left, LogLines,
+    Metrics, NetcheckTargets, OfAgent, PathQuery, PathReport, Peers, Pending, PingReply,
+    PingRequest, Status, TrustApprove, TrustAwait, TrustChanged, TrustList, TrustName,
+    TrustRequest, TrustStands, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded, WireGuardPeers,
+    WireGuardRemove, WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
 
@@ -198,6 +200,19 @@ impl Control for Scoped {
         }
         let agent = self.own(ping.agent.clone()).await?;
         ping::ping(&self.node, PingRequest { agent, ..ping }).await
+    }
+
+    async fn capture(&self, query: CaptureQuery) -> Result<Pieces, Problem> {
+        let agent = self.own(query.agent.clone()).await?;
+        self.node.capture(CaptureQuery { agent, ..query }).await
+    }
+
+    async fn log(&self) -> Result<LogLines, Problem> {
+        not_here("the daemon's log")
+    }
+
+    async fn metrics(&self) -> Result<Metrics, Problem> {
+        not_here("what the daemon counts")
     }
 
     async fn join(&self, _: JoinRequest) -> Result<Joined, Problem> {

@@ -10,7 +10,7 @@ use crate::os::clock;
 use crate::wire::api::local::{AgentStatus, Dns, DnsState, LinkState, Warning};
 
 /// How long a peer is asked in vain before that is told: a restart of its node is over by then.
-const SILENCE: Duration = Duration::from_secs(5);
+pub(in crate::node) const SILENCE: Duration = Duration::from_secs(5);
 
 /// What needs a person, most urgent first.
 pub(super) fn all(core: &Core, agents: &[AgentStatus]) -> Vec<Warning> {

@@ -119,7 +119,8 @@ impl Daemon {
                     running.facts.deaf = None;
                 }
                 Err(error) => {
-                    error!(%error, "Names are not answered at an agent's address");
+                    let code = "no_resolver";
+                    error!(code, reason = %error, "Names are not answered at an agent's address");
                     running.facts.deaf = Some(error.to_string());
                     refused = Some(DaemonError::Resolver(listen, error));
                 }

@@ -3,27 +3,29 @@
 
 mod listen;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{self, Bytes},
     extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Query, Request, State},
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use futures_util::stream::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::oneshot;
 use tracing::info;
 
+use crate::node::capture::Pieces;
 use crate::wire::api::local::{
-    AutoRemove, AutoRule, AutoRules, Dns, Down, JoinRequest, Joined, Left, MAX_BODY,
-    NetcheckTargets, OfAgent, PathQuery, PathReport, Peers, Pending, PingReply, PingRequest,
-    Status, TrustApprove, TrustAwait, TrustChanged, TrustList, TrustName, TrustRequest,
-    TrustStands, Version, Versioned, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded,
+    AutoRemove, AutoRule, AutoRules, CaptureQuery, Dns, Down, JoinRequest, Joined, Left, LogLines,
+    MAX_BODY, Metrics, NetcheckTargets, OfAgent, PathQuery, PathReport, Peers, Pending, PingReply,
+    PingRequest, Status, TrustApprove, TrustAwait, TrustChanged, TrustList, TrustName,
+    TrustRequest, TrustStands, Version, Versioned, Whois, WhoisQuery, WireGuardAdd, WireGuardAdded,
     WireGuardPeers, WireGuardRemove, WireGuardRemoved,
 };
 use crate::wire::api::problem::{Code, Problem};
@@ -103,6 +105,15 @@ pub trait Control: Send + Sync + 'static {
     /// Probes another agent once.
     async fn ping(&self, ping: PingRequest) -> Result<PingReply, Problem>;
 
+    /// Begins to show agents' packets.
+    async fn capture(&self, query: CaptureQuery) -> Result<Pieces, Problem>;
+
+    /// Returns the last lines of the log.
+    async fn log(&self) -> Result<LogLines, Problem>;
+
+    /// Returns the node's metrics.
+    async fn metrics(&self) -> Result<Metrics, Problem>;
+
     /// Joins a network by a token.
     async fn join(&self, join: JoinRequest) -> Result<Joined, Problem>;
 
@@ -165,6 +176,10 @@ fn router(control: Shared) -> Router {
             "/v1/dns",
             get(|State(c): State<Shared>| async move { answer(c.dns().await) }),
         )
+        .route(
+            "/v1/metrics",
+            get(|State(c): State<Shared>| async move { answer(c.metrics().await) }),
+        )
         .route("/v1/path", get(path))
         .route("/v1/peers", get(peers))
         .route("/v1/whois", get(whois))
@@ -174,7 +189,13 @@ fn router(control: Shared) -> Router {
         .route("/v1/wireguard", get(wireguard_list))
         .route("/v1/trust/await", post(trust_await))
         .route("/v1/ping", post(ping));
+    // What is read there is not everybody's either.
     let changes = Router::new()
+        .route("/v1/capture", get(capture))
+        .route(
+            "/v1/log",
+            get(|State(c): State<Shared>| async move { answer(c.log().await) }),
+        )
         .route("/v1/trust/request", post(trust_request))
         .route("/v1/trust/approve", post(trust_approve))
         .route("/v1/trust/deny", post(trust_deny))
@@ -228,6 +249,16 @@ async fn version() -> Response {
     answer(Ok(Version {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }))
+}
+
+async fn capture(State(control): State<Shared>, Params(query): Params<CaptureQuery>) -> Response {
+    match control.capture(query).await {
+        Ok(pieces) => {
+            let body = body::Body::from_stream(pieces.map(Ok::<_, Infallible>));
+            ([(CONTENT_TYPE, "application/x-pcapng")], body).into_response()
+        }
+        Err(error) => problem(&error),
+    }
 }
 
 macro_rules! query_calls {

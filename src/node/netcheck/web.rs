@@ -13,11 +13,14 @@ use crate::node::causes::with_causes;
 use crate::os::tls::Pin;
 use crate::os::wss::{self, Proxies, Target};
 use crate::os::{clock, random};
-use crate::registry::client::{ClientError, RegistryClient};
+use crate::registry::client::{ClientError, RegistryClient, time_of};
 use crate::wire::api::local::{CaptivePortal, NetcheckReach, NetcheckRegistry, Warning};
 
 /// How long one thing may take: a handshake of three round trips by a slow proxy.
 const PATIENCE: Duration = Duration::from_secs(6);
+
+/// Statements further ahead are refused (protocol.md section 2).
+const MAX_SKEW: Duration = Duration::from_secs(60);
 
 /// The port at which portals of networks answer for everybody.
 const HTTP: u16 = 80;
@@ -35,6 +38,7 @@ async fn websocket(url: &str, proxies: &Proxies) -> NetcheckReach {
         url: url.to_owned(),
         took_ms: None,
         proxy: None,
+        clock_ahead_s: None,
         error: None,
     };
     let target = match url.parse::<Target>() {
@@ -71,16 +75,35 @@ pub(super) async fn registries(all: &[NetcheckRegistry]) -> Vec<NetcheckReach> {
 
 async fn registry(registry: &NetcheckRegistry) -> NetcheckReach {
     let begun = clock::now();
-    let (took_ms, error) = match call(registry).await {
-        Ok(()) => (Some(millis(begun.elapsed())), None),
-        Err(error) => (None, Some(error)),
+    let called = call(registry).await;
+    let took_ms = millis(begun.elapsed());
+    let clock_ahead_s = clock_ahead(registry).await;
+    // A clock that is off makes everything else look wrong.
+    let error = match (clock_ahead_s, called) {
+        (Some(ahead), _) if ahead.unsigned_abs() > MAX_SKEW.as_secs() => Some(warning(
+            "clock_off",
+            format!("this host's clock is {ahead} s ahead of the registry's"),
+            "set the clock of this machine: timedatectl set-ntp true",
+        )),
+        (_, called) => called.err(),
     };
     NetcheckReach {
         url: registry.url.clone(),
-        took_ms,
+        took_ms: error.is_none().then_some(took_ms),
         proxy: None,
+        clock_ahead_s,
         error,
     }
+}
+
+/// Returns by how many seconds our clock is ahead of the registry's, as far as whole seconds tell.
+async fn clock_ahead(registry: &NetcheckRegistry) -> Option<i64> {
+    let pin = registry.pin.parse::<Pin>().ok()?;
+    let asked = timeout(PATIENCE, time_of(&registry.url, pin)).await;
+    let theirs = asked.ok()?.ok()?.as_secs();
+    i64::try_from(clock::unix().as_secs())
+        .ok()?
+        .checked_sub_unsigned(theirs)
 }
 
 async fn call(registry: &NetcheckRegistry) -> Result<(), Warning> {

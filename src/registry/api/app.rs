@@ -15,7 +15,8 @@ use crate::registry::auth::Proven;
 use crate::registry::authorize::{Call, Standing, may};
 use crate::registry::enroll::Ground;
 use crate::registry::limits::{Buckets, Rate, SourcePrefix};
-use crate::registry::store::{NetworkRow, Store};
+use crate::registry::metrics::Answers;
+use crate::registry::store::{Counts, NetworkRow, Store, StoreError};
 use crate::statement::{Grant, Registry, Revocation, Revocations, Statement};
 use crate::wire::api::problem::Code;
 
@@ -48,6 +49,7 @@ pub struct AppParts {
 pub struct App {
     pub(super) parts: AppParts,
     pub(super) hub: Hub,
+    answers: Answers,
     sources: Mutex<Buckets<SourcePrefix>>,
     keys: Mutex<Buckets<Did>>,
     /// Revocations by network, good while the network has as many as stands beside them.
@@ -68,11 +70,27 @@ impl App {
         };
         Self {
             hub: Hub::new(),
+            answers: Answers::default(),
             sources: Mutex::new(Buckets::new(source, MAX_SOURCES)),
             keys: Mutex::new(Buckets::new(key, MAX_KEYS)),
             revoked: Mutex::default(),
             parts,
         }
+    }
+
+    /// Returns how often requests were answered, and how.
+    pub const fn answers(&self) -> &Answers {
+        &self.answers
+    }
+
+    /// Returns how many event streams are open.
+    pub fn watches(&self) -> usize {
+        self.hub.open()
+    }
+
+    /// Returns how much there is.
+    pub async fn counts(&self, now: UnixTime) -> Result<Counts, StoreError> {
+        self.store().counts(now).await
     }
 
     pub(super) fn store(&self) -> &dyn Store {

@@ -64,6 +64,13 @@ impl Hub {
         send(&self.gateways, Hint::Gateway);
     }
 
+    /// Returns how many ears are open.
+    pub(super) fn open(&self) -> usize {
+        let open = lock(&self.open);
+        let all = open.values().flatten();
+        all.filter(|end| !end.is_closed()).count()
+    }
+
     /// Opens the ears of `key`: on one network, or (None) on the domain.
     pub(super) fn listen(&self, network: Option<NetworkId>, key: Did) -> Ears {
         let hints = match network {

@@ -45,6 +45,15 @@ pub enum Kept {
     Stale { seen: u64 },
 }
 
+/// How much there is, whoever it is of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Counts {
+    pub networks: u64,
+    /// Records whose lease runs.
+    pub records: u64,
+    pub gateways: u64,
+}
+
 /// A network to be created.
 #[derive(Clone, Debug)]
 pub struct NewNetwork {

@@ -20,7 +20,7 @@ use sqlx::{Pool, Row, Transaction};
 
 use crate::id::{AgentId, Did, MemberName, NetworkId, UnixTime};
 use crate::registry::store::{
-    Creation, JoinOutcome, Joining, Kept, NetworkRow, NewConsent, NewGateway, NewNetwork,
+    Counts, Creation, JoinOutcome, Joining, Kept, NetworkRow, NewConsent, NewGateway, NewNetwork,
     NewRecord, NewRequest, NewRevocation, NewToken, Page, RecordRow, Sequence, Store, StoreError,
     TokenRow, Whom,
 };
@@ -166,6 +166,10 @@ impl Store for SqliteStore {
             .fetch_one(&self.readers)
             .await?;
         Ok(())
+    }
+
+    async fn counts(&self, now: UnixTime) -> Result<Counts, StoreError> {
+        networks::counts(&mut *self.readers.acquire().await?, now).await
     }
 
     async fn create_network(&self, new: &NewNetwork) -> Result<Creation, StoreError> {

@@ -1,13 +1,35 @@
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row, query, query_scalar};
 
-use crate::id::{Did, NetworkId};
+use crate::id::{Did, NetworkId, UnixTime};
 use crate::registry::store::sqlite::{
     next_domain_version, next_version, number, parsed, signed, take_sequence,
 };
-use crate::registry::store::{Creation, Kept, NetworkRow, NewNetwork, Sequence, StoreError};
+use crate::registry::store::{
+    Counts, Creation, Kept, NetworkRow, NewNetwork, Sequence, StoreError,
+};
 
 const COLUMNS: &str = "SELECT network, label, number, operator, root_grant, revoked FROM networks";
+
+/// Counts what there is; each count is of an index.
+pub(super) async fn counts(
+    connection: &mut SqliteConnection,
+    now: UnixTime,
+) -> Result<Counts, StoreError> {
+    let row = query(
+        "SELECT (SELECT count(*) FROM networks) AS networks, \
+         (SELECT count(*) FROM records WHERE lease > ?) AS records, \
+         (SELECT count(*) FROM gateways) AS gateways",
+    )
+    .bind(signed(now.as_millis()))
+    .fetch_one(connection)
+    .await?;
+    Ok(Counts {
+        networks: number(&row, "networks")?,
+        records: number(&row, "records")?,
+        gateways: number(&row, "gateways")?,
+    })
+}
 
 pub(super) async fn create(
     tx: &mut SqliteConnection,

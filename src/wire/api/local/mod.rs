@@ -5,10 +5,12 @@
 
 mod act;
 mod dns;
+mod doctor;
 mod netcheck;
 mod owner;
 mod path;
 mod program;
+mod seeing;
 mod trust;
 mod wireguard;
 
@@ -28,6 +30,7 @@ use crate::wire::channel::Suite;
 
 pub use act::{BIND_HINT, Down, JoinRequest, Joined, Left, PingOutcome, PingReply, PingRequest};
 pub use dns::{Dns, DnsCheck, DnsLookup, DnsState};
+pub use doctor::{Check, CheckState, Diagnosis};
 pub use netcheck::{
     CaptivePortal, NatFiltering, NatMappingKind, Netcheck, NetcheckFamily, NetcheckGateway,
     NetcheckReach, NetcheckRegistry, NetcheckServer, NetcheckTargets,
@@ -35,6 +38,7 @@ pub use netcheck::{
 pub use owner::{AgentRevoked, Network, Networks, Token, TokenCreated, TokenRevoked, Tokens};
 pub use path::{Endpoint, EndpointKind, Family, PairState, PathPair, PathQuery, PathReport, Why};
 pub use program::{MAX_LINE, PROGRAMS, ProgramAgent, ProgramAnswer, ProgramDevice, ProgramHello};
+pub use seeing::{CaptureQuery, LogLines, Metrics};
 pub use trust::{
     AutoFrom, AutoRemove, AutoRule, AutoRules, ConsentView, Pending, PendingRequest, Trust,
     TrustApprove, TrustAwait, TrustChange, TrustChanged, TrustList, TrustName, TrustRequest,

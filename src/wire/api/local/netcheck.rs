@@ -129,6 +129,9 @@ pub struct NetcheckReach {
     /// The HTTP proxy between; None where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
+    /// By how many seconds this host's clock is ahead of its; None where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_s: Option<i64>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Warning>,
