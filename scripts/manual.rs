@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 const SECTION: &str = "1";
 
 /// What people type, below the page that shows it.
-pub(crate) const EXAMPLES: [(&str, &[&str]); 19] = [
+pub(crate) const EXAMPLES: [(&str, &[&str]); 22] = [
     (
         "agentnet",
         &[
@@ -24,10 +24,28 @@ pub(crate) const EXAMPLES: [(&str, &[&str]); 19] = [
         "agentnet-agent-revoke",
         &["agentnet agent revoke acme planner"],
     ),
+    (
+        "agentnet-bugreport",
+        &[
+            "agentnet bugreport",
+            "agentnet bugreport --out - --no-network",
+        ],
+    ),
+    (
+        "agentnet-capture",
+        &[
+            "agentnet capture --peer worker",
+            "agentnet capture -c 1000 -w agent.pcapng",
+        ],
+    ),
     ("agentnet-connect", &["agentnet connect worker:5432"]),
     (
         "agentnet-dev",
         &["agentnet dev --ip 10.77.0.1 --network acme --name a"],
+    ),
+    (
+        "agentnet-doctor",
+        &["agentnet doctor", "agentnet doctor --json --no-network"],
     ),
     (
         "agentnet-gateway-init",

@@ -1,7 +1,7 @@
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::context::Context;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::output::line;
+use crate::cli::output::{line, raw};
 use crate::id::UnixTime;
 use crate::wire::api::local::CaptureQuery;
 use crate::wire::ip::{Ipv6View, Transport};
@@ -113,30 +113,22 @@ impl Asked {
 
 impl Sink {
     fn take(&mut self, piece: &[u8], packets: &[Packet], context: &Context) -> Result<(), Failure> {
-        let written = match self {
-            Self::File(file) => file.write_all(piece),
-            Self::Stdout => {
-                let mut out = io::stdout().lock();
-                out.write_all(piece).and_then(|()| out.flush())
-            }
+        match self {
+            Self::File(file) => file.write_all(piece).map_err(|error| {
+                let what = format!("cannot write packets: {error}");
+                Failure::new(Exit::Failed, what).hint("free some space on that disk")
+            }),
+            Self::Stdout => raw(piece),
             Self::Show => {
-                for packet in packets {
-                    line(&shown(packet, context.out.json))?;
-                }
-                Ok(())
+                let mut lines = packets.iter();
+                lines.try_for_each(|packet| line(&shown(packet, context.out.json)))
             }
-        };
-        written.map_err(|error| {
-            if error.kind() == io::ErrorKind::BrokenPipe {
-                return Failure::closed();
-            }
-            Failure::new(Exit::Failed, format!("cannot write packets: {error}"))
-        })
+        }
     }
 }
 
 /// Makes a file that nobody else reads: it holds what was said in confidence.
-fn create(path: &PathBuf) -> Result<File, Failure> {
+fn create(path: &Path) -> Result<File, Failure> {
     let mut options = OpenOptions::new();
     let made = options.write(true).create(true).truncate(true).mode(0o600);
     made.open(path).map_err(|error| {

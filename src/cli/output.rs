@@ -61,8 +61,13 @@ impl Output {
 
 /// Prints one line of text as it is.
 pub(super) fn line(text: &str) -> Result<(), Failure> {
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Prints bytes as they are.
+pub(super) fn raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| {
         if error.kind() == ErrorKind::BrokenPipe {
             return Failure::closed();

@@ -83,10 +83,11 @@ fn kind(node: &Value) -> String {
         let names = values.iter().map(|(name, _)| format!("`{name}`"));
         return names.collect::<Vec<_>>().join(", ");
     }
-    let named = match &node["type"] {
-        Value::Array(several) => several.iter().find(|kind| *kind != "null"),
-        one => Some(one),
-    };
+    let kinds = &node["type"];
+    let several = kinds.as_array();
+    let named = several.map_or(Some(kinds), |several| {
+        several.iter().find(|kind| *kind != "null")
+    });
     match named.and_then(Value::as_str) {
         Some("array") => format!("list of {}", kind(&node["items"])),
         Some("boolean") => "`true`, `false`".to_owned(),
@@ -96,9 +97,10 @@ fn kind(node: &Value) -> String {
 }
 
 fn shown(default: &Value) -> String {
-    match default {
-        Value::Null => "none".to_owned(),
-        other => format!("`{other}`"),
+    if default.is_null() {
+        "none".to_owned()
+    } else {
+        format!("`{default}`")
     }
 }
 

@@ -74,8 +74,8 @@ impl Writer {
     /// Adds a packet, and its interface if it is the first there.
     pub fn packet(&mut self, packet: &Packet, out: &mut Vec<u8>) {
         self.begin(out);
-        let known = self.interfaces.iter();
-        let known = known.clone().position(|name| *name == packet.interface);
+        let mut known = self.interfaces.iter();
+        let known = known.position(|name| *name == packet.interface);
         let interface = known.unwrap_or_else(|| {
             self.interfaces.push(packet.interface.clone());
             interface(&packet.interface, out);
@@ -198,7 +198,7 @@ impl Reader {
         let interface = self.interfaces.get(word(body, 0)? as usize)?;
         let mut packet = Packet {
             interface: interface.clone(),
-            nanos: u64::from(word(body, 4)?) << 32 | u64::from(word(body, 8)?),
+            nanos: (u64::from(word(body, 4)?) << 32) | u64::from(word(body, 8)?),
             bytes: body.get(20..)?.get(..length)?.to_vec(),
             ..Packet::default()
         };
