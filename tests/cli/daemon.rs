@@ -243,6 +243,7 @@ fn a_user_of_no_standing_reads_and_does_not_change() {
     assert_eq!(nobody(&["ping", "b", "--count", "1"]).code, 0);
     for args in [
         ["down"].as_slice(),
+        &["capture", "--count", "1"],
         &["leave"],
         &["trust", "deny", "b"],
         &["trust", "approve", "b"],
