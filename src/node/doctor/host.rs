@@ -137,27 +137,19 @@ pub(super) fn disk(config: &NodeConfig) -> Check {
         | FileError::TooLarge { .. } => ErrorKind::Other,
     };
     let text = format!("{shown} cannot be written: {}", with_causes(&error));
-    match kind {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            let cure =
-                "free some space on that disk; what changes meanwhile is lost when the node stops";
-            broken("disk", "disk_full", text, cure)
-        }
-        ErrorKind::ReadOnlyFilesystem => {
-            let cure =
-                "mount it for writing (mount -o remount,rw), or name another place with --state";
-            broken("disk", "disk_read_only", text, cure)
-        }
-        ErrorKind::PermissionDenied => unknown(
-            "disk",
-            format!("{shown} is for another user to look at: run as root"),
-        ),
-        _ => broken(
-            "disk",
-            "disk_failed",
-            text,
-            "see dmesg, and mend or replace the disk",
-        ),
+    if [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&kind) {
+        let cure =
+            "free some space on that disk; what changes meanwhile is lost when the node stops";
+        broken("disk", "disk_full", text, cure)
+    } else if kind == ErrorKind::ReadOnlyFilesystem {
+        let cure = "mount it for writing (mount -o remount,rw), or name another place with --state";
+        broken("disk", "disk_read_only", text, cure)
+    } else if kind == ErrorKind::PermissionDenied {
+        let text = format!("{shown} is for another user to look at: run as root");
+        unknown("disk", text)
+    } else {
+        let cure = "see dmesg, and mend or replace the disk";
+        broken("disk", "disk_failed", text, cure)
     }
 }
 
