@@ -10,13 +10,11 @@ use crate::cli::log;
 use crate::cli::reload;
 use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, NodeConfig, PathMode};
-use crate::engine::placement::Placement;
 use crate::id::MemberName;
 use crate::node::alone::{self, AloneError};
 use crate::node::daemon::run;
 use crate::node::join::JoinError;
 use crate::node::sandbox::of_node;
-use crate::os::clock;
 use crate::os::paths;
 use crate::os::sandbox::Sandbox;
 use crate::statement::token::JoinToken;
@@ -133,17 +131,9 @@ impl UpArgs {
         }
         let token = Secret::of("--token-file", file, "AGENTNET_TOKEN")?.read()?;
         let token = token.parse::<JoinToken>()?;
-        match alone::join(
-            config,
-            &token,
-            self.name.clone(),
-            Placement::default(),
-            clock::unix(),
-        )
-        .await
-        {
+        match alone::enter_patiently(config, &token, self.name.clone()).await {
             Ok(joined) => {
-                info!(name = joined.name, address = %joined.address, "Joined");
+                info!(name = joined.agent, "Joined");
                 Ok(())
             }
             Err(AloneError::Join(JoinError::AlreadyMember(_))) => Ok(()),

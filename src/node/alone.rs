@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tracing::warn;
 
 use crate::config::NodeConfig;
 use crate::engine::kept::Kept;
@@ -11,12 +12,18 @@ use crate::engine::placement::Placement;
 use crate::id::{MemberName, UnixTime};
 use crate::node::join::{self, JoinError};
 use crate::node::store::{Store, StoreError};
+use crate::node::sync;
+use crate::os::clock;
 use crate::os::files::FileError;
 use crate::statement::token::JoinToken;
 use crate::wire::api::local::{Joined, Left};
 
 /// How long leaving waits for the registry before it goes on without.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a registry may be silent or busy when an agent joins: as when a host starts, its network
+/// is not there yet, or a hundred programs begin at once.
+const JOIN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why it was not done; nothing was changed then, but a key may be kept for another try.
 #[derive(Debug, Error)]
@@ -70,6 +77,33 @@ pub(super) async fn enter(
     membership.placement = placement;
     join::keep(&store, state, &membership)?;
     Ok(membership)
+}
+
+/// Does the same, and tries again for a while where the registry is not there yet.
+pub async fn enter_patiently(
+    config: &NodeConfig,
+    token: &JoinToken,
+    name: Option<MemberName>,
+) -> Result<Membership, AloneError> {
+    let since = clock::now();
+    let mut pause = None;
+    loop {
+        let who = (name.clone(), Placement::default());
+        let error = match enter(config, token, who, clock::unix()).await {
+            Err(AloneError::Join(JoinError::Registry(error))) => error,
+            entered => return entered,
+        };
+        let waited = clock::now().duration_since(since);
+        if !error.is_passing() || waited > JOIN_PATIENCE {
+            return Err(JoinError::Registry(error).into());
+        }
+        if pause.is_none() {
+            warn!(%error, "Cannot join yet, trying again");
+        }
+        let next = sync::next_pause(pause, true);
+        tokio::time::sleep(sync::jittered(next)).await;
+        pause = Some(next);
+    }
 }
 
 /// Returns the agent that is called so, or the only one.
@@ -127,7 +161,8 @@ fn choose(memberships: &[Membership], agent: Option<&str>) -> Result<usize, Alon
         ([], Some(agent)) => Err(AloneError::NoSuchAgent(agent.to_owned())),
         (several, _) => {
             let names = several.iter().filter_map(|i| memberships.get(*i));
-            let names = names.map(name_of).collect::<Vec<_>>();
+            let mut names = names.map(name_of).collect::<Vec<_>>();
+            names.sort_unstable();
             Err(AloneError::Several(names.join(", ")))
         }
     }

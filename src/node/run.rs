@@ -10,7 +10,6 @@ use tracing::{debug, warn};
 use crate::config::NodeConfig;
 use crate::dataplane::Device;
 use crate::engine::membership::Membership;
-use crate::engine::placement::Placement;
 use crate::id::MemberName;
 use crate::node::agent::MTU;
 use crate::node::alone::{self, AloneError};
@@ -20,7 +19,6 @@ use crate::node::host_net::{self, HostNet};
 use crate::node::join::JoinError;
 use crate::node::lent::{self, Lent};
 use crate::node::settle;
-use crate::node::sync;
 use crate::os::clock;
 use crate::os::namespace::{
     Ending, Furnishing, Namespace, Obstacle, Running, Signals, Told, Wanted,
@@ -29,10 +27,6 @@ use crate::statement::token::JoinToken;
 
 /// How long a program has to end when its node cannot go on.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// How long a registry may be silent or busy when an agent joins: as when a host starts, its network
-/// is not there yet, or a hundred programs begin at once.
-const JOIN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a program did not run to its end.
 #[derive(Debug, Error)]
@@ -107,7 +101,7 @@ async fn enter(config: &NodeConfig, entry: Entry) -> Result<Membership, AloneErr
     match entry {
         Entry::Member(agent) => alone::find(config, agent.as_deref()),
         Entry::Token { token, name, .. } => {
-            match join_patiently(config, &token, name).await {
+            match alone::enter_patiently(config, &token, name).await {
                 // As when a container starts anew with what it kept.
                 Err(AloneError::Join(JoinError::AlreadyMember(name))) => {
                     alone::find(config, Some(&name.to_string()))
@@ -115,32 +109,6 @@ async fn enter(config: &NodeConfig, entry: Entry) -> Result<Membership, AloneErr
                 entered => entered,
             }
         }
-    }
-}
-
-async fn join_patiently(
-    config: &NodeConfig,
-    token: &JoinToken,
-    name: Option<MemberName>,
-) -> Result<Membership, AloneError> {
-    let since = clock::now();
-    let mut pause = None;
-    loop {
-        let who = (name.clone(), Placement::default());
-        let error = match alone::enter(config, token, who, clock::unix()).await {
-            Err(AloneError::Join(JoinError::Registry(error))) => error,
-            entered => return entered,
-        };
-        let waited = clock::now().duration_since(since);
-        if !error.is_passing() || waited > JOIN_PATIENCE {
-            return Err(JoinError::Registry(error).into());
-        }
-        if pause.is_none() {
-            warn!(%error, "Cannot join yet, trying again");
-        }
-        let next = sync::next_pause(pause, true);
-        tokio::time::sleep(sync::jittered(next)).await;
-        pause = Some(next);
     }
 }
 

@@ -210,7 +210,10 @@ print(kept)
 "#
         );
         fs::write(World::path("count.py"), count).unwrap();
-        assert_eq!(a.ok("python3 /mnt/count.py"), "8");
+        let counted = a
+            .start("exec python3 /mnt/count.py")
+            .finish(Duration::from_secs(60));
+        assert_eq!(counted.stdout.trim(), "8", "{counted}");
         let said = a.ok("echo after | agentnet connect b:8000");
         assert!(said.ends_with("after"), "{said}");
     });

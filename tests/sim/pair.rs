@@ -67,7 +67,7 @@ pub(crate) struct Host {
 impl Host {
     /// Returns the state as it would be written now.
     pub(crate) fn state(&self) -> String {
-        serde_json::to_string(&self.engine.kept()).unwrap()
+        serde_json::to_string(&self.engine.state()).unwrap()
     }
 }
 

@@ -348,7 +348,7 @@ impl World {
                     let all = all.collect();
                     host.engine.set_gateways(local, all, now()).unwrap();
                 } else if matches!(event, Event::Changed { .. }) {
-                    host.kept = serde_json::to_string(&host.engine.kept()).unwrap();
+                    host.kept = serde_json::to_string(&host.engine.state()).unwrap();
                 }
             }
             let views = host.engine.gateways(host.local);
