@@ -25,6 +25,10 @@ package_of() {
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;
     strip) echo binutils ;;
+    psql) echo postgresql-client ;;
+    # Debian's openssh-server would be a service of this machine from then on; this one is none.
+    dropbear | dropbearkey) echo dropbear-bin ;;
+    ssh | ssh-keygen) echo openssh-client ;;
     stun) echo stun-client ;;
     turnserver | turnutils_*) echo coturn ;;
     wg) echo wireguard-tools ;;
@@ -44,6 +48,24 @@ need_commands() {
   export DEBIAN_FRONTEND=noninteractive
   as_root apt-get update -q || fail "cannot run apt-get as root: install ${missing[*]} first"
   as_root apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# The program of a PostgreSQL server, and no server: Debian makes a database and starts it unless told otherwise.
+need_postgres() {
+  ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || return 0
+  need_commands psql
+  say "installing with apt-get: postgresql, without a database of its own"
+  command -v apt-get >/dev/null || fail "no apt-get here: install postgresql another way"
+  local settings=/etc/postgresql-common/createcluster.conf kept
+  export DEBIAN_FRONTEND=noninteractive
+  as_root apt-get update -q || fail "cannot run apt-get as root: install postgresql first"
+  as_root apt-get install -q -y --no-install-recommends postgresql-common
+  kept=$(cat "$settings")
+  echo 'create_main_cluster = false' | as_root tee -a "$settings" >/dev/null
+  local failed=
+  as_root apt-get install -q -y --no-install-recommends postgresql || failed=1
+  echo "$kept" | as_root tee "$settings" >/dev/null
+  [ -z "$failed" ] || fail "cannot install postgresql"
 }
 
 # What makes the Debian package (scripts/package).

@@ -14,6 +14,7 @@ use crate::node::alone;
 use crate::node::owner::{Owner, Whom};
 use crate::os::clock;
 use crate::wire::api::local::{AgentRevoked, AgentStatus, LinkState, Status};
+use crate::wire::binding::Binding;
 
 /// The agents of this node; and those of a network whose root key is here
 #[derive(Args, Debug)]
@@ -84,7 +85,8 @@ struct Listed {
     name: String,
     address: OverlayIp,
     network: Label,
-    /// `host`, `programs` when it has no device there, or `process N` that has it now.
+    /// `host`, with whom it is bound to, `programs` when it has no device there, or `process N` that has it
+    /// now.
     place: String,
     /// Of its gateway; None while no daemon runs.
     state: Option<LinkState>,
@@ -93,14 +95,24 @@ struct Listed {
 impl Listed {
     fn of(membership: &Membership) -> Option<Self> {
         let name = membership.name()?;
-        let is_apart = membership.placement.apart;
         Some(Self {
             name: name.to_string(),
             address: membership.address()?,
             network: name.network().clone(),
-            place: if is_apart { "programs" } else { "host" }.to_owned(),
+            place: place(
+                membership.placement.apart,
+                membership.placement.bound.as_ref(),
+            ),
             state: None,
         })
+    }
+}
+
+fn place(is_apart: bool, bound: Option<&Binding>) -> String {
+    match bound {
+        _ if is_apart => "programs".to_owned(),
+        Some(bound) => format!("host, {bound}"),
+        None => "host".to_owned(),
     }
 }
 
@@ -108,8 +120,7 @@ impl From<AgentStatus> for Listed {
     fn from(agent: AgentStatus) -> Self {
         let place = match agent.program {
             Some(process) => format!("process {process}"),
-            None if agent.apart => "programs".to_owned(),
-            None => "host".to_owned(),
+            None => place(agent.apart, agent.bound.as_ref()),
         };
         let state = agent.gateway.map(|gateway| gateway.state);
         Self {

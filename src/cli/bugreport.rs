@@ -11,7 +11,7 @@ use crate::cli::output::{Show, line};
 use crate::config::{Flags, NodeConfig};
 use crate::node::bugreport::{Part, Report, names_on_disk};
 use crate::os::files::create_private;
-use crate::wire::api::local::{Dns, LogLines, Metrics, OfAgent, Peers, Status, TrustList};
+use crate::wire::api::local::{Dns, LogLines, Metrics, OfAgent, Peers, Pending, Status, TrustList};
 
 /// Where a report goes when nobody says.
 const FILE: &str = "agentnet-bugreport.txt";
@@ -51,7 +51,12 @@ async fn report(context: &Context, config: &NodeConfig, asks: bool) -> Result<St
     let all = OfAgent::default();
     let peers = client.get::<Peers>("/v1/peers", &all).await;
     let trust = client.get::<TrustList>("/v1/trust", &all).await;
+    let pending = client.get::<Pending>("/v1/trust/pending", &all).await;
     let mut names = names_on_disk(config);
+    if let Ok(pending) = &pending {
+        let both = pending.incoming.iter().chain(&pending.outgoing);
+        names.extend(both.map(|request| request.name.clone()));
+    }
     if let Ok(status) = &status {
         names.extend(status.agents.iter().map(|agent| agent.name.clone()));
     }

@@ -8,7 +8,7 @@ use std::{
 
 use crate::config::ConfigError;
 use crate::node::causes::with_causes;
-use crate::os::files::FileError;
+use crate::os::files::{FileError, trouble};
 use crate::os::lock::LockError;
 use crate::os::paths::PathError;
 use crate::registry::client::ClientError;
@@ -67,6 +67,23 @@ impl Failure {
         self
     }
 
+    #[must_use]
+    pub(super) fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// Adds cure and code of what is the matter with a disk, if that is the cause.
+    fn of_disk(mut self, cause: &io::Error) -> Self {
+        if cause.kind() == ErrorKind::PermissionDenied {
+            self.exit = Exit::Denied;
+        }
+        match trouble(cause) {
+            Some((code, cure)) => self.hint(cure).code(code),
+            None => self,
+        }
+    }
+
     /// The reader of our output has enough; that is how `| head` ends, and no failure.
     pub(super) fn closed() -> Self {
         Self::new(Exit::Done, "")
@@ -92,6 +109,7 @@ impl From<FileError> for Failure {
         let hint = error.cure();
         Self {
             hint,
+            code: error.code(),
             ..Self::of(exit, &error)
         }
     }
@@ -117,10 +135,10 @@ impl From<LockError> for Failure {
     fn from(error: LockError) -> Self {
         let failure = Self::of(Exit::Failed, &error);
         match error {
-            LockError::Held { .. } => failure.hint(
-                "an agentnet is running there: stop it (agentnet down), or name another directory",
-            ),
-            LockError::Io { .. } => failure,
+            LockError::Held { .. } => failure
+                .hint("an agentnet is running there: stop it (agentnet down), or name another directory")
+                .code("node_elsewhere"),
+            LockError::Io { ref source, .. } => failure.of_disk(source),
         }
     }
 }
@@ -181,6 +199,7 @@ impl From<Problem> for Failure {
         let hint = Some(problem.hint.clone()).filter(|hint| !hint.is_empty());
         Self {
             hint,
+            code: (problem.code == Code::StateUnsaved).then_some("state_unsaved"),
             ..Self::new(exit, problem.to_string())
         }
     }

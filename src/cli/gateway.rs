@@ -12,8 +12,8 @@ use crate::cli::failure::Failure;
 use crate::cli::log;
 use crate::cli::output::Show;
 use crate::cli::reload;
+use crate::cli::secret::OperatorTokenArg;
 use crate::cli::text::{Table, bytes, list};
-use crate::cli::values::Secret;
 use crate::config::{self, Flags, GatewaySettings};
 use crate::gateway::rate::Rate;
 use crate::gateway::status::GatewayStatus;
@@ -22,7 +22,6 @@ use crate::node::gateway::{GatewayConfig, Plan, export, init, serve};
 use crate::node::sandbox::of_gateway;
 use crate::os::files;
 use crate::os::sandbox::Sandbox;
-use crate::statement::token::OperatorToken;
 
 /// Set up and run a gateway
 #[derive(Args, Debug)]
@@ -66,15 +65,8 @@ struct InitArgs {
     #[arg(long, value_name = "ADDR")]
     wss: Option<SocketAddr>,
 
-    /// Read the operator token from FILE, or from standard input when it is - (or set
-    /// AGENTNET_OPERATOR_TOKEN to the token itself)
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "AGENTNET_OPERATOR_TOKEN_FILE",
-        hide_env_values = true
-    )]
-    operator_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    operator: OperatorTokenArg,
 }
 
 impl GatewayArgs {
@@ -97,11 +89,11 @@ impl GatewayArgs {
             GatewayCommand::Serve => {
                 files::create_private_by_default();
                 let config = gateway_config(context)?;
-                log::start(config.settings.log, context)?;
+                let logging = log::start(config.settings.log, context)?;
                 let stop = daemon::stop_asked()?;
                 let file = settings_file(context)?;
                 let read = move || Ok(config::load(Some(&file), &env, Flags::default())?);
-                let settings = reload::follow(config.settings.clone(), read)?;
+                let settings = reload::follow(logging, config.settings.clone(), read)?;
                 serve(config, settings, stop, |_| daemon::tell_ready()).await?;
                 Ok(())
             }
@@ -130,9 +122,7 @@ fn gateway_config(context: &Context) -> Result<GatewayConfig, Failure> {
 
 impl InitArgs {
     async fn run(self, context: &Context) -> Result<(), Failure> {
-        let (option, variable) = ("--operator-token-file", "AGENTNET_OPERATOR_TOKEN");
-        let secret = Secret::of(option, self.operator_token_file, variable)?;
-        let operator = secret.read()?.parse::<OperatorToken>()?;
+        let operator = self.operator.read()?;
         let plan = Plan {
             dir: self.dir,
             listen: self.listen,

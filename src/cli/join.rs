@@ -1,11 +1,10 @@
-use std::path::PathBuf;
-
 use clap::Args;
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
-use crate::cli::values::{Secret, user};
+use crate::cli::secret::JoinTokenArg;
+use crate::cli::values::user;
 use crate::config::Flags;
 use crate::engine::placement::Placement;
 use crate::id::MemberName;
@@ -13,19 +12,17 @@ use crate::node::alone;
 use crate::os::clock;
 use crate::statement::token::JoinToken;
 use crate::wire::api::local::{JoinRequest, Joined};
+use crate::wire::binding::{Binding, CgroupPath};
 
 /// Join a network by a token
 #[derive(Args, Debug)]
+#[command(mut_arg("token_file", |token| token.help(
+    "Read the join token from FILE, or from standard input when it is - [env: AGENTNET_TOKEN \
+     carries the token itself]"
+)))]
 pub(super) struct JoinArgs {
-    /// Read the join token from FILE, or from standard input when it is - [env: AGENTNET_TOKEN
-    /// carries the token itself]
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "AGENTNET_TOKEN_FILE",
-        hide_env_values = true
-    )]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: JoinTokenArg,
 
     /// Take this name [default: the token's, when it allows but one]
     #[arg(long, value_name = "NAME")]
@@ -38,16 +35,27 @@ pub(super) struct JoinArgs {
     /// Let programs of this user have it too, by name or number [default: of root and of group agentnet]
     #[arg(long, value_name = "USER", value_parser = user)]
     user: Option<u32>,
+
+    /// Keep the agent on this host for programs of this user, by name or number
+    #[arg(long, value_name = "USER", value_parser = user, conflicts_with_all = ["apart", "bind_cgroup"])]
+    bind_user: Option<u32>,
+
+    /// Keep the agent on this host for programs of this control group and those below it, by its path as in
+    /// /proc/PID/cgroup
+    #[arg(long, value_name = "PATH", conflicts_with = "apart")]
+    bind_cgroup: Option<CgroupPath>,
 }
 
 impl JoinArgs {
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let secret = Secret::of("--token-file", self.token_file, "AGENTNET_TOKEN")?;
+        let user = self.bind_user.map(Binding::User);
+        let bound = user.or_else(|| self.bind_cgroup.map(Binding::Cgroup));
         let request = JoinRequest {
-            token: secret.read()?,
+            token: self.token.secret()?.read()?,
             name: self.name,
             apart: self.apart,
             user: self.user,
+            bound,
         };
         let client = context.client()?;
         let joined = if client.is_up() {
@@ -58,6 +66,7 @@ impl JoinArgs {
             let placement = Placement {
                 apart: request.apart,
                 user: request.user,
+                bound: request.bound,
             };
             alone::join(&config, &token, request.name, placement, clock::unix()).await?
         };

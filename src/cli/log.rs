@@ -7,7 +7,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{debug, info, warn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt, registry};
+use tracing_subscriber::{EnvFilter, Registry, fmt, registry, reload};
 
 use crate::cli::context::{Context, env};
 use crate::cli::failure::{Exit, Failure};
@@ -43,16 +43,44 @@ impl From<Format> for LogFormat {
     }
 }
 
+/// The log of this process, whose level may change.
+#[derive(Debug)]
+pub(super) struct Logging {
+    filter: reload::Handle<EnvFilter, Registry>,
+    /// What `-v` and `-q` say, which win over the settings.
+    asked: Option<LogLevel>,
+    /// What the settings say.
+    level: LogLevel,
+}
+
+impl Logging {
+    /// Takes up another level of the settings; what `tell` logs is heard at the louder of both.
+    pub(super) fn change(&mut self, level: LogLevel, tell: impl FnOnce()) {
+        self.set(self.level.max(level));
+        tell();
+        self.set(level);
+        self.level = level;
+    }
+
+    fn set(&self, level: LogLevel) {
+        if self.asked.is_none() {
+            // It fails only when nobody logs any more.
+            drop(self.filter.reload(filter(level)));
+        }
+    }
+}
+
 /// Begins to log to standard error or the journal; `-v`, `-q` and `--log-format` win over the settings.
-pub(super) fn start(settings: LogSettings, context: &Context) -> Result<(), Failure> {
-    let level = match (context.out.quiet, context.verbose) {
-        (true, _) => LogLevel::Warn,
-        (false, 0) => settings.level,
-        (false, 1) => settings.level.max(LogLevel::Debug),
-        (false, _) => LogLevel::Trace,
+pub(super) fn start(settings: LogSettings, context: &Context) -> Result<Logging, Failure> {
+    let level = settings.level;
+    let asked = match (context.out.quiet, context.verbose) {
+        (true, _) => Some(LogLevel::Warn),
+        (false, 0) => None,
+        (false, 1) => Some(level.max(LogLevel::Debug)),
+        (false, _) => Some(LogLevel::Trace),
     };
     let format = resolved(context.log_format.unwrap_or(settings.format));
-    let lost = begin(level, format)?;
+    let (filter, lost) = begin(asked.unwrap_or(level), format)?;
     if let Some(error) = lost {
         warn!(%error, "No journal is to be had; logging text");
     }
@@ -68,7 +96,17 @@ pub(super) fn start(settings: LogSettings, context: &Context) -> Result<(), Fail
         }
         Some(Err(error)) => warn!(%error, "The daemon runs with more rights than it needs"),
     }
-    Ok(())
+    Ok(Logging {
+        filter,
+        asked,
+        level,
+    })
+}
+
+/// Returns what lets messages of this level pass, and more important ones.
+fn filter(level: LogLevel) -> EnvFilter {
+    // Libraries are heard when something is wrong; their details are not ours.
+    EnvFilter::new(format!("warn,agentnet={}", level.as_str()))
 }
 
 fn resolved(format: LogFormat) -> LogFormat {
@@ -80,10 +118,12 @@ fn resolved(format: LogFormat) -> LogFormat {
     }
 }
 
-/// Begins to log; returns why the journal is not used that was asked for.
-fn begin(level: LogLevel, format: LogFormat) -> Result<Option<io::Error>, Failure> {
-    // Libraries are heard when something is wrong; their details are not ours.
-    let filter = EnvFilter::new(format!("warn,agentnet={}", level.as_str()));
+/// What changes the level, and why the journal is not used that was asked for.
+type Begun = (reload::Handle<EnvFilter, Registry>, Option<io::Error>);
+
+/// Begins to log.
+fn begin(level: LogLevel, format: LogFormat) -> Result<Begun, Failure> {
+    let (filter, handle) = reload::Layer::new(filter(level));
     let recent = fmt::layer()
         .with_ansi(false)
         .with_target(false)
@@ -108,5 +148,5 @@ fn begin(level: LogLevel, format: LogFormat) -> Result<Option<io::Error>, Failur
         LogFormat::Auto | LogFormat::Text => (log.with(lines.with_target(false)).try_init(), None),
     };
     started.map_err(|error| Failure::new(Exit::Failed, format!("cannot log: {error}")))?;
-    Ok(lost)
+    Ok((handle, lost))
 }

@@ -26,6 +26,7 @@ mod ping;
 mod registry;
 mod reload;
 mod run;
+mod secret;
 mod serve;
 mod status;
 mod text;

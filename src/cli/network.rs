@@ -1,16 +1,13 @@
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::output::Show;
+use crate::cli::secret::OperatorTokenArg;
 use crate::cli::text::Table;
-use crate::cli::values::Secret;
 use crate::id::Label;
 use crate::node::owner::Owner;
 use crate::os::clock;
-use crate::statement::token::OperatorToken;
 use crate::wire::api::local::{Network, Networks};
 
 /// Create networks and list those whose root keys are here
@@ -30,15 +27,8 @@ enum NetworkCommand {
         /// its host's settings say; this cannot be changed later
         #[arg(long)]
         border: bool,
-        /// Read the operator token from FILE, or from standard input when it is - (or set
-        /// AGENTNET_OPERATOR_TOKEN to the token itself)
-        #[arg(
-            long,
-            value_name = "FILE",
-            env = "AGENTNET_OPERATOR_TOKEN_FILE",
-            hide_env_values = true
-        )]
-        operator_token_file: Option<PathBuf>,
+        #[command(flatten)]
+        operator: OperatorTokenArg,
     },
     /// List the networks whose root keys are here
     List,
@@ -51,11 +41,9 @@ impl NetworkArgs {
             NetworkCommand::Create {
                 name,
                 border,
-                operator_token_file,
+                operator,
             } => {
-                let (option, variable) = ("--operator-token-file", "AGENTNET_OPERATOR_TOKEN");
-                let secret = Secret::of(option, operator_token_file, variable)?;
-                let operator = secret.read()?.parse::<OperatorToken>()?;
+                let operator = operator.read()?;
                 context.out.done(
                     &owner
                         .create((name, border), &operator, clock::unix())

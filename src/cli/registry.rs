@@ -68,9 +68,9 @@ impl RegistryArgs {
                 let file = settings_file(context)?;
                 let config = registry_config(context, flags.clone())?;
                 let read = move || Ok(config::load(Some(&file), &env, flags.clone())?);
-                log::start(config.settings.log, context)?;
+                let logging = log::start(config.settings.log, context)?;
                 let stop = daemon::stop_asked()?;
-                let settings = reload::follow(config.settings.clone(), read)?;
+                let settings = reload::follow(logging, config.settings.clone(), read)?;
                 serve(config, settings, stop, |_| daemon::tell_ready()).await?;
                 Ok(())
             }

@@ -6,11 +6,13 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::cli::failure::{Exit, Failure};
+use crate::cli::log::Logging;
 use crate::config::{Settings, differing};
 
 /// Reads settings by `read` at each SIGHUP, and hands them on when they are sound; those the daemon runs
-/// with are `before`. Takes the signal at once.
+/// with are `before`. Takes the signal at once. The level of the log changes here, for every daemon.
 pub(super) fn follow<S>(
+    mut logging: Logging,
     before: S,
     read: impl Fn() -> Result<S, Failure> + Send + 'static,
 ) -> Result<watch::Receiver<S>, Failure>
@@ -24,7 +26,9 @@ where
         while asked.recv().await.is_some() {
             tell(&[NotifyState::Reloading]);
             match read() {
-                Ok(settings) => take_up(&told, settings),
+                Ok(settings) => {
+                    logging.change(settings.log().level, || take_up(&told, settings));
+                }
                 // What is wrong is told, and what was right goes on.
                 Err(failure) => error!(
                     error = failure.what,
@@ -42,7 +46,7 @@ fn take_up<S: Settings>(told: &watch::Sender<S>, settings: S) {
     let changed = differing(&*told.borrow(), &settings);
     let (now, later) = changed
         .into_iter()
-        .partition::<Vec<_>, _>(|key| S::LIVE.contains(key));
+        .partition::<Vec<_>, _>(|key| S::is_live(key));
     if !later.is_empty() {
         warn!(settings = ?later, "These take effect when the daemon is started anew");
     }

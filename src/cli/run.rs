@@ -1,19 +1,19 @@
-use std::{ffi::OsString, io, path::PathBuf};
+use std::{ffi::OsString, io};
 
 use clap::Args;
 use nix::errno::Errno;
 use tokio::runtime::Builder;
 
-use crate::cli::context::{Context, env};
+use crate::cli::context::Context;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::log;
+use crate::cli::secret::{JoinTokenArg, Secret};
 use crate::cli::up::Way;
-use crate::cli::values::Secret;
 use crate::config::{DnsMode, Flags, LogLevel, LogSettings, NodeConfig};
 use crate::id::MemberName;
 use crate::node::by_daemon::{Carrier, CarryError};
 use crate::node::run::{Entry, RunError, run, wanted};
-use crate::os::namespace::{Blocked, Ending, Namespace, check_threads};
+use crate::os::namespace::{Blocked, Cause, Ending, Namespace, check_threads};
 use crate::statement::token::JoinToken;
 use crate::wire::api::problem::Code;
 
@@ -25,20 +25,17 @@ const THREADS: usize = 4;
 #[command(after_help = "\
 Exit codes: the program's own; 128+N when signal N ended it; 125 when agentnet failed,
 126 when the program cannot be started, 127 when there is none; 2 usage")]
+#[command(mut_arg("token_file", |token| token.help(
+    "Join by the token in FILE first; without --state the agent leaves when the program ends, \
+     and nothing is kept [env: AGENTNET_TOKEN carries the token itself]"
+)))]
 pub(super) struct RunArgs {
     /// Use the agent of this name, which joined before [default: the only one]
     #[arg(long, value_name = "NAME", conflicts_with = "token_file")]
     agent: Option<String>,
 
-    /// Join by the token in FILE first; without --state the agent leaves when the program ends,
-    /// and nothing is kept [env: AGENTNET_TOKEN carries the token itself]
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "AGENTNET_TOKEN_FILE",
-        hide_env_values = true
-    )]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: JoinTokenArg,
 
     /// Join under this name [default: the token's, when it allows but one]
     #[arg(long, value_name = "NAME")]
@@ -140,9 +137,7 @@ impl RunArgs {
     }
 
     fn entry(&self, context: &Context) -> Result<Entry, Failure> {
-        let file = self.token_file.clone();
-        let is_given = env("AGENTNET_TOKEN").is_some() || file.is_some();
-        if self.agent.is_some() || !is_given {
+        if self.agent.is_some() || !self.token.is_given() {
             if let Some(name) = &self.name {
                 let what = format!("--name {name} is for joining, and no token is given");
                 return Err(
@@ -151,7 +146,7 @@ impl RunArgs {
             }
             return Ok(Entry::Member(self.agent.clone()));
         }
-        let secret = Secret::of("--token-file", file, "AGENTNET_TOKEN")?;
+        let secret = self.token.secret()?;
         if let Secret::Stdin = secret {
             let failure = Failure::usage("standard input is the program's");
             return Err(failure.hint("name a file by --token-file, or set AGENTNET_TOKEN"));
@@ -181,5 +176,13 @@ fn not_started(program: &str, errno: Option<i32>) -> Failure {
         Some(errno) => (Exit::NotStartable, errno.desc().to_owned()),
         None => (Exit::NotStartable, "not the name of a program".to_owned()),
     };
-    Failure::new(exit, format!("cannot start {program}: {why}"))
+    let failure = Failure::new(exit, format!("cannot start {program}: {why}"));
+    let error = errno.map(io::Error::from);
+    let Some(cause) = error.as_ref().and_then(Cause::of_limits) else {
+        return failure;
+    };
+    Failure {
+        hint: cause.hint().map(str::to_owned),
+        ..failure.code(cause.as_str())
+    }
 }

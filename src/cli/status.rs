@@ -72,7 +72,10 @@ impl Status {
     fn agent_text(&self, agent: &AgentStatus) -> String {
         let device = match (agent.device.as_deref(), agent.program) {
             (Some(device), Some(process)) => format!("{device} of process {process}"),
-            (Some(device), None) => device.to_owned(),
+            (Some(device), None) => match &agent.bound {
+                Some(bound) => format!("{device}, for {bound} alone"),
+                None => device.to_owned(),
+            },
             (None, _) if agent.apart => "no device: no program runs (agentnet run)".to_owned(),
             (None, _) => "no device".to_owned(),
         };

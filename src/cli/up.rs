@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 use tracing::info;
 
@@ -8,7 +6,7 @@ use crate::cli::daemon;
 use crate::cli::failure::Failure;
 use crate::cli::log;
 use crate::cli::reload;
-use crate::cli::values::Secret;
+use crate::cli::secret::JoinTokenArg;
 use crate::config::{DnsMode, Flags, NodeConfig, PathMode};
 use crate::id::MemberName;
 use crate::node::alone::{self, AloneError};
@@ -24,16 +22,13 @@ const CREDENTIAL: &str = "agentnet.join-token";
 
 /// Run the node: its agents' network devices, names and encrypted paths
 #[derive(Args, Debug)]
+#[command(mut_arg("token_file", |token| token.help(
+    "Join by the token in FILE first, unless the agent did before [env: AGENTNET_TOKEN carries the \
+     token itself] [default: the credential agentnet.join-token of systemd, if there]"
+)))]
 pub(super) struct UpArgs {
-    /// Join by the token in FILE first, unless the agent did before [env: AGENTNET_TOKEN carries the
-    /// token itself] [default: the credential agentnet.join-token of systemd, if there]
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "AGENTNET_TOKEN_FILE",
-        hide_env_values = true
-    )]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: JoinTokenArg,
 
     /// Join under this name [default: the token's, when it allows but one]
     #[arg(long, value_name = "NAME", env = "AGENTNET_NAME")]
@@ -106,19 +101,19 @@ impl Way {
 impl UpArgs {
     pub(super) fn sandbox(&self, context: &Context) -> Result<Sandbox, Failure> {
         let mut sandbox = of_node(&context.node_config(self.node.flags())?);
-        sandbox.reads.extend(self.token_file());
+        sandbox.reads.extend(self.token().file());
         Ok(sandbox)
     }
 
-    fn token_file(&self) -> Option<PathBuf> {
+    fn token(&self) -> JoinTokenArg {
         let given = || paths::credential(CREDENTIAL, &env);
-        self.token_file.clone().or_else(given)
+        self.token.or_else(given)
     }
 
     /// Makes the agent a member that is to be one.
     async fn enter(&self, config: &NodeConfig) -> Result<(), Failure> {
-        let file = self.token_file();
-        if file.is_none() && env("AGENTNET_TOKEN").is_none() {
+        let token = self.token();
+        if !token.is_given() {
             let Some(name) = self.name.as_ref().map(ToString::to_string) else {
                 return Ok(());
             };
@@ -129,8 +124,7 @@ impl UpArgs {
             let hint = "name a file by --token-file, or set AGENTNET_TOKEN";
             return Err(Failure::usage(what).hint(hint));
         }
-        let token = Secret::of("--token-file", file, "AGENTNET_TOKEN")?.read()?;
-        let token = token.parse::<JoinToken>()?;
+        let token = token.secret()?.read()?.parse::<JoinToken>()?;
         match alone::enter_patiently(config, &token, self.name.clone()).await {
             Ok(joined) => {
                 info!(name = joined.agent, "Joined");
@@ -143,10 +137,10 @@ impl UpArgs {
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
         let config = context.node_config(self.node.flags())?;
-        log::start(config.log, context)?;
+        let logging = log::start(config.log, context)?;
         let stop = daemon::stop_asked()?;
         let read = context.node_settings(self.node.flags());
-        let settings = reload::follow(read()?, read)?;
+        let settings = reload::follow(logging, read()?, read)?;
         tokio::pin!(stop);
         tokio::select! {
             entered = self.enter(&config) => entered?,

@@ -1,16 +1,9 @@
 //! What may be typed after an option, and what it means.
 
-use std::{
-    io::{self, IsTerminal},
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{str::FromStr, time::Duration};
 
 use nix::unistd::User;
 
-use crate::cli::failure::{Exit, Failure};
-use crate::os::files;
 use crate::statement::Protocol;
 
 /// Longest time an option takes; ten years.
@@ -86,68 +79,6 @@ impl FromStr for TcpPort {
     }
 }
 
-/// Where a secret comes from: never the command line, which every process of the host can read.
-#[derive(Clone, Debug)]
-pub(super) enum Secret {
-    File(PathBuf),
-    Stdin,
-    /// The text, from the environment.
-    Given(String),
-}
-
-impl Secret {
-    /// Decides between what an option named and what the environment holds.
-    pub(super) fn of(
-        option: &str,
-        named: Option<PathBuf>,
-        variable: &str,
-    ) -> Result<Self, Failure> {
-        let Some(path) = named else {
-            let given = std::env::var(variable).ok().filter(|v| !v.is_empty());
-            let missing = || {
-                Failure::usage(format!("no token: {option} FILE is needed")).hint(format!(
-                    "{option} - reads standard input; {variable} in the environment works too"
-                ))
-            };
-            return given.map(Self::Given).ok_or_else(missing);
-        };
-        let text = path.as_os_str().as_encoded_bytes();
-        if text.starts_with(b"agn1_") || text.starts_with(b"agno1_") {
-            return Err(Failure::usage(format!("{option} takes a file, not the token itself"))
-                .hint("every process of this host can read a command line: put the token into a file, or pass - and standard input"));
-        }
-        if text == b"-" {
-            return Ok(Self::Stdin);
-        }
-        Ok(Self::File(path))
-    }
-
-    /// Reads the secret; blocks on standard input.
-    pub(super) fn read(&self) -> Result<String, Failure> {
-        let text = match self {
-            Self::File(path) => files::read_text(path)?,
-            Self::Given(text) => text.trim().to_owned(),
-            Self::Stdin => {
-                let stdin = io::stdin();
-                if stdin.is_terminal() {
-                    crate::cli::output::Output {
-                        json: false,
-                        quiet: false,
-                    }
-                    .note("Paste the token, then press Enter and Ctrl-D:");
-                }
-                files::read_text_from(stdin.lock()).map_err(|error| {
-                    Failure::new(Exit::Failed, format!("cannot read standard input: {error}"))
-                })?
-            }
-        };
-        if text.is_empty() {
-            return Err(Failure::new(Exit::Failed, "the token is empty"));
-        }
-        Ok(text)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,13 +131,5 @@ mod tests {
         for text in ["8000", "tcp/0", "tcp/", "udp/53", "tcp/65536"] {
             assert!(text.parse::<TcpPort>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_token_on_the_command_line_is_refused_and_not_repeated() {
-        let failure = Secret::of("--token-file", Some("agn1_secret".into()), "NONE").unwrap_err();
-
-        assert_eq!(failure.exit, Exit::Usage);
-        assert!(!format!("{failure:?}").contains("secret"));
     }
 }

@@ -287,14 +287,9 @@ pub struct PeeringSettings {
 impl Settings for GatewaySettings {
     const ENV: &'static str = "AGENTNET_GATEWAY_";
     const LIVE: &'static [&'static str] = &[
+        "log.level",
         "peering.files",
-        "quota.packets",
-        "quota.bytes",
-        "quota.network_packets",
-        "quota.network_bytes",
-        "quota.network_agents",
-        "quota.source_agents",
-        "quota.unknown",
+        "quota",
         "wss.certificate",
         "wss.key",
     ];
@@ -334,6 +329,10 @@ impl Settings for GatewaySettings {
         "log.level",
         "log.format",
     ];
+
+    fn log(&self) -> LogSettings {
+        self.log
+    }
 
     fn check(&self) -> Result<(), String> {
         let listen = &self.udp.listen;

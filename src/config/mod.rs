@@ -63,10 +63,21 @@ pub enum ConfigError {
 pub trait Settings: Default + DeserializeOwned + Serialize {
     /// Every key with its section, as `log.level`; a test holds it to the fields.
     const KEYS: &'static [&'static str];
-    /// Those of them that a running daemon takes up.
+    /// Those of them, or whole sections, that a running daemon takes up.
     const LIVE: &'static [&'static str];
     /// What stands before a key in the environment, as `AGENTNET_`.
     const ENV: &'static str;
+
+    /// Returns how it logs.
+    fn log(&self) -> LogSettings;
+
+    /// Tells whether a running daemon takes up `key`.
+    fn is_live(key: &str) -> bool {
+        let section = key.split('.').next().unwrap_or(key);
+        Self::LIVE
+            .iter()
+            .any(|live| *live == key || *live == section)
+    }
 
     /// Checks what the types cannot say.
     fn check(&self) -> Result<(), String> {
@@ -259,6 +270,10 @@ pub(crate) mod tests {
             &mut fields,
         );
         assert_eq!(fields, sorted(S::KEYS), "keys of the type");
+        for live in S::LIVE {
+            let is_part = |key: &&str| *key == *live || key.starts_with(&format!("{live}."));
+            assert!(S::KEYS.iter().any(is_part), "{live} is no setting");
+        }
     }
 
     fn sorted(keys: &[&str]) -> Vec<String> {

@@ -337,7 +337,13 @@ pub enum LogFormat {
 
 impl Settings for NodeSettings {
     const ENV: &'static str = "AGENTNET_";
-    const LIVE: &'static [&'static str] = &["dns.mode", "path.mode", "path.stun", "channel.suite"];
+    const LIVE: &'static [&'static str] = &[
+        "channel.suite",
+        "dns.mode",
+        "log.level",
+        "path.mode",
+        "path.stun",
+    ];
     const KEYS: &'static [&'static str] = &[
         "state",
         "socket",
@@ -363,6 +369,10 @@ impl Settings for NodeSettings {
         "log.level",
         "log.format",
     ];
+
+    fn log(&self) -> LogSettings {
+        self.log
+    }
 
     fn check(&self) -> Result<(), String> {
         let workers = self.dataplane.workers;

@@ -28,7 +28,7 @@ fn table<S: Settings + JsonSchema>() -> String {
         }
         let meaning = meaning(node);
         assert!(!meaning.is_empty(), "{key} is not explained");
-        let live = if S::LIVE.contains(key) {
+        let live = if S::is_live(key) {
             " Taken up by a reload."
         } else {
             ""

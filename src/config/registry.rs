@@ -113,7 +113,7 @@ impl Default for LimitSettings {
 
 impl Settings for RegistrySettings {
     const ENV: &'static str = "AGENTNET_REGISTRY_";
-    const LIVE: &'static [&'static str] = &["operators"];
+    const LIVE: &'static [&'static str] = &["log.level", "operators"];
     const KEYS: &'static [&'static str] = &[
         "dir",
         "listen",
@@ -131,6 +131,10 @@ impl Settings for RegistrySettings {
         "log.level",
         "log.format",
     ];
+
+    fn log(&self) -> LogSettings {
+        self.log
+    }
 
     fn check(&self) -> Result<(), String> {
         let (lease, limits) = (&self.lease, &self.limits);

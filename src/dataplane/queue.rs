@@ -325,14 +325,15 @@ impl DataplaneHandle {
         }
     }
 
-    /// Begins to show the packets that are wanted; None while too many capture already.
-    pub fn capture(&self, wanted: Wanted) -> Option<Capture> {
+    /// Begins to show the packets that are wanted, also what the caller shows at the second end; None while too
+    /// many capture already.
+    pub fn capture(&self, wanted: Wanted) -> Option<(Capture, Tap)> {
         let place = Arc::clone(&self.0.taps).try_acquire_owned().ok()?;
         let (tap, capture) = tap::open(wanted, place);
         for lane in &self.0.lanes {
             lane.submit(Command::Tap(tap.clone()));
         }
-        Some(capture)
+        Some((capture, tap))
     }
 
     /// Returns what the workers counted; empty once they have ended.

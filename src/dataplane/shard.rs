@@ -11,12 +11,16 @@ use std::{
 use crate::dataplane::aead::Library;
 use crate::dataplane::channels::Channels;
 use crate::dataplane::halves::Halves;
+use crate::dataplane::owners::Owners;
 use crate::dataplane::relay::carries_channel;
-use crate::dataplane::switch::Switch;
-use crate::dataplane::tables::Tables;
+use crate::dataplane::switch::{Outbound, Switch};
+use crate::dataplane::tables::{Realm, Tables};
+use crate::dataplane::tap::Way;
 use crate::id::OverlayIp;
-use crate::policy::Pair;
+use crate::policy::{Pair, Verdict};
 use crate::wire::a2g::HEADER;
+use crate::wire::drop::DropReason;
+use crate::wire::icmp6::{Unreachable, unreachable};
 
 /// Most workers of one node: each has two lanes then.
 pub(super) const MAX_WORKERS: usize = Pair::LANES as usize / 2;
@@ -48,6 +52,7 @@ pub(super) struct Shard {
     pub(super) switch: Switch,
     pub(super) channels: Channels,
     pub(super) halves: Halves,
+    owners: Owners,
     /// Number of the publication in force.
     published: u64,
 }
@@ -65,9 +70,42 @@ impl Shard {
             return Vec::new();
         }
         self.published = number;
+        self.owners.forget();
         let resets = self.switch.publish(Arc::clone(tables), now);
         self.channels.retain(|pair| tables.peers.contains_key(pair));
         resets
+    }
+
+    /// Judges a packet read from a TUN of `realm`.
+    pub(super) fn outbound(&mut self, realm: Realm, bytes: &[u8], now: Instant) -> Outbound {
+        let judged = self.switch.outbound(realm, bytes, now);
+        let (Outbound::ToPeer(pair) | Outbound::ToUnknown(pair)) = &judged else {
+            return judged;
+        };
+        let bound = self.switch.bound(pair.local);
+        if bound.is_none_or(|bound| self.owners.may(bound, bytes, Way::Out, now)) {
+            return judged;
+        }
+        let reason = DropReason::SocketOwner;
+        // Who has no right to it is told at once.
+        match unreachable(bytes, Unreachable::Prohibited) {
+            Some(answer) => Outbound::Reset(reason, answer),
+            None => Outbound::Drop(reason),
+        }
+    }
+
+    /// Judges a packet of a peer's session.
+    pub(super) fn inbound(&mut self, pair: Pair, packet: &[u8], now: Instant) -> Verdict {
+        let judged = self.switch.inbound(pair, packet, now);
+        let bound = self.switch.bound(pair.local);
+        let is_passed = judged == Verdict::Pass;
+        let may =
+            bound.is_none_or(|bound| !is_passed || self.owners.may(bound, packet, Way::In, now));
+        if may {
+            judged
+        } else {
+            Verdict::Drop(DropReason::SocketOwner)
+        }
     }
 
     /// Tells whether a packet that came directly is for an agent to whom nobody speaks so.
@@ -93,6 +131,7 @@ impl Shards {
                 switch: Switch::new(now, count),
                 channels: Channels::new(library),
                 halves: Halves::default(),
+                owners: Owners::default(),
                 published: 0,
             })
         };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::dataplane::memo::{Memo, PlainFlow};
-use crate::dataplane::tables::{PeerEntry, Realm, Tables};
+use crate::dataplane::tables::{Bound, PeerEntry, Realm, Tables};
 use crate::id::OverlayIp;
 use crate::policy::{Filter, Limits, Pair, TcpFlow, Verdict};
 use crate::wire::drop::DropReason;
@@ -24,7 +24,7 @@ const MAX_REMOVED: usize = 4096;
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Outbound {
     Drop(DropReason),
-    /// Dropped, and the connection it is of reset at the local end by this packet.
+    /// Dropped, and the local end told by this packet: a reset of the connection it is of, or an error.
     Reset(DropReason, Vec<u8>),
     ToPeer(Pair),
     ToUnknown(Pair),
@@ -138,6 +138,11 @@ impl Switch {
     /// Returns the agents to whom what peers send directly is ignored.
     pub(super) fn hidden(&self) -> &BTreeSet<OverlayIp> {
         &self.tables.hidden
+    }
+
+    /// Returns whose an agent is; None when it is everybody's.
+    pub(super) fn bound(&self, local: OverlayIp) -> Option<&Bound> {
+        self.tables.bound.get(&local)
     }
 
     /// Puts `tables` in force and returns the resets of connections that end by it, with the
@@ -345,6 +350,7 @@ mod tests {
         Arc::new(Tables {
             hidden: BTreeSet::new(),
             epoch: 1,
+            bound: BTreeMap::new(),
             locals: [(ip(1), REALM), (ip(3), REALM), (ip(4), Realm(1))].into(),
             peers: scope
                 .map(|scope| (PAIR(), entry(scope)))

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::id::OverlayIp;
 use crate::policy::Pair;
 use crate::statement::Scope;
+use crate::wire::binding::Binding;
 
 /// A network namespace in which agents of this node live; its TUNs are interchangeable for the
 /// kernel's routing, those of another realm never are.
@@ -18,8 +19,18 @@ pub struct Tables {
     pub locals: BTreeMap<OverlayIp, Realm>,
     /// Those of them to whom what peers send directly is ignored, as if nobody were here.
     pub hidden: BTreeSet<OverlayIp>,
+    /// Those whose sockets must be somebody's, on the host's own network.
+    pub bound: BTreeMap<OverlayIp, Bound>,
     /// Who may be spoken with.
     pub peers: BTreeMap<Pair, PeerEntry>,
+}
+
+/// Whose programs alone may use an agent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Bound {
+    pub binding: Binding,
+    /// Index of the agent's device.
+    pub device: u32,
 }
 
 /// One installed peer of one local agent.

@@ -1,4 +1,6 @@
 //! Packets shown to those who capture. Most often nobody does; a packet then costs one look at an empty list.
+//!
+//! Each worker shows what it reads, writes and drops; whoever owns the engine shows what that dropped.
 
 use std::{
     sync::{
@@ -50,14 +52,16 @@ pub struct Tapped {
     pub bytes: Vec<u8>,
 }
 
-/// A packet as a worker has it before it.
+/// A packet as whoever shows it has it before it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen<'a> {
-    pub(super) at: Instant,
-    pub(super) local: OverlayIp,
-    pub(super) way: Way,
-    pub(super) dropped: Option<DropReason>,
-    pub(super) bytes: &'a [u8],
+pub struct Seen<'a> {
+    pub at: Instant,
+    /// Whose TUN it is.
+    pub local: OverlayIp,
+    pub way: Way,
+    /// None when it passes.
+    pub dropped: Option<DropReason>,
+    pub bytes: &'a [u8],
 }
 
 impl Seen<'_> {
@@ -82,9 +86,9 @@ struct Room {
     lost: AtomicU64,
 }
 
-/// The workers' end of a capture.
+/// The end of a capture where packets are shown.
 #[derive(Clone, Debug)]
-pub(super) struct Tap {
+pub struct Tap {
     wanted: Wanted,
     packets: mpsc::Sender<Tapped>,
     room: Arc<Room>,
@@ -173,18 +177,24 @@ impl Tap {
     }
 }
 
-/// One worker's captures.
+/// The captures to which one worker, or the owner of the engine, shows packets.
 #[derive(Debug, Default)]
-pub(super) struct Taps(Vec<Tap>);
+pub struct Taps(Vec<Tap>);
 
 impl Taps {
-    pub(super) fn add(&mut self, tap: Tap) {
+    /// Adds a capture; it goes when its other end is dropped.
+    pub fn add(&mut self, tap: Tap) {
         self.0.push(tap);
+    }
+
+    /// Tells whether nobody looked when something was last shown.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Shows a packet to those who want it.
     #[inline]
-    pub(super) fn show(&mut self, seen: Seen<'_>) {
+    pub fn show(&mut self, seen: Seen<'_>) {
         if !self.0.is_empty() {
             self.show_all(&seen);
         }

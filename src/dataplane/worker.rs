@@ -414,10 +414,22 @@ impl Worker {
 
     /// Hands `count` packets to the engine, or drops and counts them: the worker never waits.
     fn offer(&mut self, count: usize, message: FromWorker) {
-        if self.to_engine.try_send(message).is_err() {
-            self.seen
-                .drops
-                .add(DropReason::EngineQueueFull, count as u64);
+        let Err(unsent) = self.to_engine.try_send(message) else {
+            return;
+        };
+        let reason = DropReason::EngineQueueFull;
+        self.seen.drops.add(reason, count as u64);
+        match unsent.into_inner() {
+            FromWorker::Packets(all) => {
+                for packet in all {
+                    self.show_out(Some(reason), &packet);
+                }
+            }
+            FromWorker::Unknown(packet) => self.show_out(Some(reason), &packet),
+            FromWorker::ChannelUsed { .. }
+            | FromWorker::Datagrams(_)
+            | FromWorker::Passed(_)
+            | FromWorker::TunGone(_) => {}
         }
     }
 

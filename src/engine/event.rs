@@ -10,10 +10,14 @@ use crate::engine::path::Path;
 use crate::id::{FullName, OverlayIp, UnixTime};
 #[cfg(doc)]
 use crate::wire::carrier;
+use crate::wire::control::is_control;
 use crate::wire::drop::{Counters, DropReason};
 
 /// Peers that wait for sockets; more are not met.
 const MAX_PUNCHES: usize = 8;
+
+/// Dropped packets that wait for one who looks at them; a peer gives up as many at once, and more are only counted.
+const MAX_DROPPED: usize = 256;
 
 /// Both clocks at one moment; every input of the engine carries them.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +62,14 @@ impl Transmit {
 pub struct Packet {
     pub local: OverlayIp,
     pub peer: OverlayIp,
+    pub bytes: Vec<u8>,
+}
+
+/// A packet of a local program that goes no further.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Dropped {
+    pub local: OverlayIp,
+    pub reason: DropReason,
     pub bytes: Vec<u8>,
 }
 
@@ -145,6 +157,9 @@ pub(crate) struct Out {
     /// Gateways see us elsewhere, or others do: their second ports are to be asked.
     pub(crate) is_seen_anew: bool,
     pub(crate) counters: Counters,
+    pub(crate) dropped: VecDeque<Dropped>,
+    /// Whether somebody looks at what is dropped.
+    pub(crate) keeps_dropped: bool,
 }
 
 impl Out {
@@ -164,5 +179,18 @@ impl Out {
 
     pub(crate) fn drop(&mut self, reason: DropReason) {
         self.counters.count(reason);
+    }
+
+    /// Drops a packet of a program of `local`; our own messages to a peer are dropped without being seen.
+    pub(crate) fn drop_packet(&mut self, local: OverlayIp, reason: DropReason, packet: &[u8]) {
+        self.drop(reason);
+        if self.keeps_dropped && self.dropped.len() < MAX_DROPPED && !is_control(packet) {
+            let bytes = packet.to_vec();
+            self.dropped.push_back(Dropped {
+                local,
+                reason,
+                bytes,
+            });
+        }
     }
 }

@@ -331,14 +331,17 @@ impl Homes {
             home.attachment.state(),
             State::Attaching | State::Handshaking | State::Waiting
         );
-        let has_record = home.attachment.has_record();
+        // First what costs nothing: a node with many agents asks all the time.
+        if !is_down || !home.attachment.has_record() {
+            return None;
+        }
         let at = home.since + GIVE_UP;
         let is_used = |gateway: &Did| self.iter().any(|a| a.gateway() == *gateway);
         let mut others = self.known.iter();
         let has_other = others.any(|(gateway, known)| {
             !is_used(gateway) && known.failed.is_none_or(|until| until <= at)
         });
-        (is_down && has_record && has_other).then_some(at)
+        has_other.then_some(at)
     }
 
     /// Returns the place of the farthest gateway, if one that is not ours is much nearer.

@@ -148,7 +148,10 @@ impl Local {
             let made = self.tell_last(address, time.now);
             self.carry(address, made, time, out);
             self.close_channel(address, out);
-            self.peers.remove(&address);
+            let waiting = self.peers.remove(&address).map(Peer::into_waiting);
+            for packet in waiting.into_iter().flatten() {
+                out.drop_packet(self.address, DropReason::NoPeer, &packet);
+            }
             changed = true;
         }
         let keys = self.peers.values().map(|peer| peer.trusted().tunnel);
@@ -157,7 +160,7 @@ impl Local {
         for trusted in trusted {
             changed |= self.install_one(trusted, &mut held, time.now, &mut fresh);
         }
-        changed |= self.install_wireguard(time, &mut fresh);
+        changed |= self.install_wireguard(time, &mut fresh, out);
         self.note_holdings(time.now);
         for address in self.peers.keys().copied().collect::<Vec<_>>() {
             // Its record may list other gateways now.
@@ -229,7 +232,7 @@ impl Local {
         };
         self.carry_out(to, made, time, out);
         if let Err(reason) = sent {
-            out.drop(reason);
+            out.drop_packet(self.address, reason, packet);
         }
     }
 
@@ -315,6 +318,9 @@ impl Local {
                 }
                 PeerOutput::Open(to, datagrams) => out.punch(Punch { to, datagrams }),
                 PeerOutput::Doubt(doubt) => self.reflexive.doubt(doubt, time.now),
+                PeerOutput::Dropped(reason, packet) => {
+                    out.drop_packet(self.address, reason, &packet);
+                }
                 PeerOutput::Packet(way, packet) if control::is_control(&packet) => {
                     self.control(peer, way, &packet, time, out);
                 }

@@ -50,7 +50,7 @@ use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
 use zeroize::Zeroizing;
 
-pub use event::{ChannelEvent, Event, HopEvent, Packet, Punch, Time, Transmit, Travel};
+pub use event::{ChannelEvent, Dropped, Event, HopEvent, Packet, Punch, Time, Transmit, Travel};
 pub use peer::{PeerState, PeerStats};
 
 use crate::engine::{
@@ -180,6 +180,11 @@ impl Engine {
         }
     }
 
+    /// Takes the identity of an agent that is about to join, unless there is one of that label.
+    pub fn keep_identity(&mut self, agent: String, identity: IdentityKey) {
+        self.identities.entry(agent).or_insert(identity);
+    }
+
     /// Returns what must not be forgotten beside what each agent must not, by reference, to be written.
     pub fn kept(&self) -> Kept<'_> {
         Kept {
@@ -246,7 +251,7 @@ impl Engine {
     pub fn handle_packet(&mut self, local: OverlayIp, peer: OverlayIp, packet: &[u8], time: Time) {
         match self.locals.get_mut(&local) {
             Some(found) => found.send(peer, packet, time, &mut self.out),
-            None => self.out.drop(DropReason::NoPeer),
+            None => self.out.drop_packet(local, DropReason::NoPeer, packet),
         }
     }
 
@@ -254,7 +259,7 @@ impl Engine {
     ///
     /// The answer is the same whether the address is hidden or does not exist.
     pub fn handle_unknown(&mut self, local: OverlayIp, packet: &[u8], time: Time) {
-        self.out.drop(DropReason::NoPeer);
+        self.out.drop_packet(local, DropReason::NoPeer, packet);
         if time.now >= self.errors.0 + Duration::from_secs(1) {
             self.errors = (time.now, 0);
         }
@@ -518,6 +523,16 @@ impl Engine {
     /// Returns the next packet of our own making (an ICMPv6 error) for a TUN.
     pub fn poll_injection(&mut self) -> Option<(OverlayIp, Vec<u8>)> {
         self.out.injections.pop_front()
+    }
+
+    /// Keeps the packets it drops for [`Engine::poll_dropped`] from now on, or does not; they are counted in any case.
+    pub fn keep_dropped(&mut self, keeps: bool) {
+        self.out.keeps_dropped = keeps;
+    }
+
+    /// Returns the next packet of a program that was dropped.
+    pub fn poll_dropped(&mut self) -> Option<Dropped> {
+        self.out.dropped.pop_front()
     }
 
     /// Returns the next change of data channels; none come unless [`Engine::set_suites`] allows any.

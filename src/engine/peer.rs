@@ -73,6 +73,8 @@ pub(crate) enum PeerOutput {
     Open(SocketAddr, Vec<Vec<u8>>),
     /// Our endpoint may have changed.
     Doubt(Doubt),
+    /// A packet that waited goes no further.
+    Dropped(DropReason, Vec<u8>),
     /// A plain packet from the peer, user data or a control message, and the way it came.
     Packet(Path, Vec<u8>),
 }
@@ -140,6 +142,8 @@ pub(crate) struct Peer {
     elsewhere: Option<Instant>,
     /// Ephemeral key of the last initiation of the peer; None before the first.
     initiation: Option<Vec<u8>>,
+    /// Whether it, or a copy of it, came directly.
+    began_directly: bool,
     /// Packets of user data from the peer, wrapping, as its probes are told.
     counted: u32,
     /// Answers to its probes that may go.
@@ -205,6 +209,7 @@ impl Peer {
             relay: Relay::new(config.is_leader),
             elsewhere: None,
             initiation: None,
+            began_directly: false,
             counted: 0,
             answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_BURST, now),
             stats: PeerStats::default(),
@@ -303,6 +308,11 @@ impl Peer {
         }
     }
 
+    /// Returns the packets that wait for a session, now that none is to be had any more.
+    pub(crate) fn into_waiting(self) -> impl Iterator<Item = Vec<u8>> {
+        self.queue.into_iter()
+    }
+
     pub(crate) const fn is_handshaking(&self) -> bool {
         self.handshake.is_some()
     }
@@ -341,6 +351,7 @@ impl Peer {
         let ephemeral = message.get(EPHEMERAL).filter(|_| is_initiation);
         let ephemeral = ephemeral.map(<[u8]>::to_vec);
         if is_initiation && self.initiation == ephemeral {
+            self.began_directly |= from != Path::Relay;
             return Err(DropReason::HandshakeReplayed);
         }
         match self.session.open(message, now) {
@@ -348,6 +359,9 @@ impl Peer {
                 // The initiator's reply confirms the session to the peer, so it goes first.
                 let is_answered = reply.is_some();
                 self.send_everywhere(reply, out);
+                if !is_answered && !self.began_directly {
+                    self.path.handle_new_beginning(now);
+                }
                 self.confirmed(now, out);
                 if !is_answered {
                     self.path.handle_authenticated(from, false, now);
@@ -356,6 +370,7 @@ impl Peer {
             }
             Opened::Reply(reply) => {
                 self.initiation = ephemeral;
+                self.began_directly = from != Path::Relay;
                 let mut ways = self.everywhere();
                 if !ways.contains(&from) {
                     ways.push(from);
@@ -417,7 +432,9 @@ impl Peer {
         self.channel_waits = true;
         self.gossip.handle_session(now);
         for packet in std::mem::take(&mut self.queue) {
-            self.send_now(&packet, now, out);
+            if !self.send_now(&packet, now, out) {
+                out.push(PeerOutput::Dropped(DropReason::NoPath, packet));
+            }
         }
     }
 
@@ -456,7 +473,8 @@ impl Peer {
     fn retry(&mut self, handshake: Handshake, now: Instant, out: &mut Vec<PeerOutput>) {
         if now >= handshake.since + GIVE_UP {
             self.handshake = None;
-            self.queue.clear();
+            let given_up = self.queue.drain(..);
+            out.extend(given_up.map(|one| PeerOutput::Dropped(DropReason::NoSession, one)));
             return;
         }
         let pause = (handshake.pause * 2).min(MAX_RETRY);

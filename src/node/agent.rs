@@ -5,7 +5,7 @@ use tracing::info;
 
 use crate::dataplane::Device;
 use crate::id::OverlayIp;
-use crate::node::driver::{HOST, Handle, Stopped};
+use crate::node::driver::{Handle, Stopped};
 use crate::os::route::{RouteError, Routing};
 use crate::os::tun::{self, TunError};
 
@@ -35,7 +35,9 @@ pub(super) async fn bring_up(
     local: OverlayIp,
     offload: bool,
 ) -> Result<String, DeviceError> {
-    let plane = handle.call(|core| core.dataplane().clone()).await?;
+    let (plane, home) = handle
+        .call(move |core| (core.dataplane().clone(), core.home(local)))
+        .await?;
     let device = tun::create(tun::ANY_NAME, MTU, offload, plane.workers())?;
     Routing::open()?
         .attach(&device.name, device.index, local)
@@ -46,7 +48,7 @@ pub(super) async fn bring_up(
         has_udp_offload: device.has_udp_offload,
     };
     plane
-        .add_tun(local, HOST, taken)
+        .add_tun(local, home, taken)
         .await
         .map_err(DeviceError::Watch)?;
     info!(device = %device.name, "Network device ready");

@@ -66,14 +66,11 @@ pub(super) async fn enter(
     now: UnixTime,
 ) -> Result<Membership, AloneError> {
     let (store, mut state) = Store::open(&config.state)?;
-    let mut membership = match join::join(token, name, &config.suffix, &mut state, now).await {
-        Err(JoinError::Registry(error)) if error.is_passing() => {
-            // The registry may have taken the key, so another try is to be by the same.
-            store.save(&Kept::from(&state))?;
-            return Err(JoinError::Registry(error).into());
-        }
-        joined => joined?,
-    };
+    let (name, _) = join::identify(token, name, &mut state)?;
+    // Whatever becomes of it, another try is to be by the same key; and a disk without room is told before a
+    // use of the token is taken.
+    store.save(&Kept::from(&state))?;
+    let mut membership = join::join(token, Some(name), &config.suffix, &mut state, now).await?;
     membership.placement = placement;
     join::keep(&store, state, &membership)?;
     Ok(membership)

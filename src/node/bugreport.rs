@@ -4,6 +4,7 @@ mod redact;
 
 use crate::config::NodeConfig;
 use crate::engine::membership::Membership;
+use crate::node::owner::Owner;
 use crate::node::store;
 use crate::os::{clock, inspect};
 use crate::wire::api::local::Status;
@@ -43,6 +44,15 @@ impl Report {
         if suffix != COMMON {
             redactor.word("suffix", &suffix);
         }
+        for network in Owner::new(&config.state).list().unwrap_or_default() {
+            redactor.word("network", &network.label.to_string());
+        }
+        let machine = inspect::host_name();
+        if !["agentnet", "localhost"].contains(&machine.as_str()) {
+            redactor.word("machine", &machine);
+        }
+        let known = config.search.discover.iter().chain(&config.search.dns);
+        known.for_each(|place| redactor.endpoint(place));
         if let Some(home) =
             std::env::home_dir().and_then(|home| home.into_os_string().into_string().ok())
             && home != "/"
@@ -68,10 +78,9 @@ impl Report {
         for agent in &status.agents {
             self.redactor.full_name(&agent.name, &self.suffix);
             for gateway in &agent.gateways {
-                let host = gateway.endpoint.rsplit_once(':').map(|(host, _)| host);
-                if let Some(host) = host.filter(|host| !host.contains([':', '['])) {
-                    self.redactor.phrase("host", host);
-                }
+                let places = [Some(&gateway.endpoint), gateway.proxy.as_ref()];
+                let places = places.into_iter().flatten();
+                places.for_each(|place| self.redactor.endpoint(place));
             }
         }
     }
@@ -106,6 +115,7 @@ pub fn names_on_disk(config: &NodeConfig) -> Vec<String> {
 fn names_of(membership: &Membership) -> Vec<String> {
     let own = membership.name();
     let peers = membership.given.keys().chain(membership.received.keys());
+    let peers = peers.chain(membership.incoming.keys());
     let peers = peers.filter_map(|did| membership.name_of(did));
     let peers = peers.map(|name| name.to_string());
     let asked = membership.outgoing.values();

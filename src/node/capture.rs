@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::stream::{BoxStream, StreamExt, unfold};
 
-use crate::dataplane::{Capture, DataplaneHandle, Tapped, Wanted, Way};
+use crate::dataplane::{Capture, Seen, Tapped, Wanted, Way};
 use crate::id::{OverlayIp, UnixTime};
 use crate::node::control::choose;
 use crate::node::control::paths::{nobody, target};
@@ -34,13 +34,16 @@ struct Running {
 /// Begins a capture, which ends when the stream is dropped.
 pub(super) async fn begin(node: &Node, query: CaptureQuery) -> Result<Pieces, Problem> {
     let left = query.count;
-    let asked = node.handle.call(move |core| wanted(core, &query));
-    let (plane, wanted, names) = asked.await??;
-    let capture = plane.capture(wanted).ok_or_else(|| {
-        let mut problem = Problem::with(Code::NoRoom, "too many captures at once");
-        "end another agentnet capture".clone_into(&mut problem.hint);
-        problem
-    })?;
+    let asked = node.handle.call(move |core| {
+        let (wanted, names) = wanted(core, &query)?;
+        let capture = core.capture(wanted).ok_or_else(|| {
+            let mut problem = Problem::with(Code::NoRoom, "too many captures at once");
+            "end another agentnet capture".clone_into(&mut problem.hint);
+            problem
+        })?;
+        Ok::<_, Problem>((capture, names))
+    });
+    let (capture, names) = asked.await??;
     let running = Running {
         capture,
         writer: Writer::default(),
@@ -51,7 +54,7 @@ pub(super) async fn begin(node: &Node, query: CaptureQuery) -> Result<Pieces, Pr
     Ok(unfold(running, next).boxed())
 }
 
-type Known = (DataplaneHandle, Wanted, BTreeMap<OverlayIp, String>);
+type Known = (Wanted, BTreeMap<OverlayIp, String>);
 
 fn wanted(core: &Core, query: &CaptureQuery) -> Result<Known, Problem> {
     let agent = query.agent.as_deref();
@@ -72,7 +75,7 @@ fn wanted(core: &Core, query: &CaptureQuery) -> Result<Known, Problem> {
     };
     let names = core.engine.locals();
     let names = names.filter_map(|local| Some((local, core.engine.name(local)?.to_string())));
-    Ok((core.dataplane().clone(), wanted, names.collect()))
+    Ok((wanted, names.collect()))
 }
 
 async fn next(mut running: Running) -> Option<(Vec<u8>, Running)> {
@@ -113,6 +116,29 @@ impl Running {
         };
         self.writer.packet(&packet, piece);
         self.left = self.left.map(|left| left.saturating_sub(1));
+    }
+}
+
+impl Core {
+    /// Begins to show packets; None while too many capture already.
+    pub fn capture(&mut self, wanted: Wanted) -> Option<Capture> {
+        let (capture, tap) = self.dataplane().capture(wanted)?;
+        self.taps.add(tap);
+        Some(capture)
+    }
+
+    /// Shows what the engine dropped to those who capture.
+    pub(super) fn show_dropped(&mut self) {
+        while let Some(dropped) = self.engine.poll_dropped() {
+            self.taps.show(Seen {
+                at: clock::now(),
+                local: dropped.local,
+                way: Way::Out,
+                dropped: Some(dropped.reason),
+                bytes: &dropped.bytes,
+            });
+        }
+        self.engine.keep_dropped(!self.taps.is_empty());
     }
 }
 

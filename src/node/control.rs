@@ -23,6 +23,8 @@ use crate::engine::{
 use crate::id::{FullName, MemberName, OverlayIp, UnixTime};
 use crate::node::{
     capture::{self, Pieces},
+    causes::with_causes,
+    daemon::DaemonError,
     driver::{Core, Stopped, now},
     join::{self, JoinError},
     local_api::Control,
@@ -398,6 +400,7 @@ impl Control for Node {
         let placement = Placement {
             apart: join.apart,
             user: join.user,
+            bound: join.bound,
         };
         self.join_network(&token, join.name, placement).await
     }
@@ -426,8 +429,16 @@ impl Node {
             return Err(problem);
         }
         let mut state = self.handle.call(|core| core.engine.state()).await?;
+        let (name, identity) = join::identify(token, name, &mut state)?;
+        // Before the registry takes it, and a use of the token: there may be no room on the disk.
+        let agent = name.to_string();
+        let kept = self
+            .handle
+            .call(move |core| core.keep_identity(agent, identity));
+        kept.await?
+            .map_err(|error| Problem::with(Code::StateUnsaved, with_causes(&error)))?;
         let mut membership =
-            join::join(token, name, &self.suffix, &mut state, clock::unix()).await?;
+            join::join(token, Some(name), &self.suffix, &mut state, clock::unix()).await?;
         membership.placement = placement;
         let joined = join::joined(&membership, true)?;
         let (done, added) = oneshot::channel();
@@ -435,6 +446,7 @@ impl Node {
         self.changes.send(change).await.map_err(|_| Stopped)?;
         match added.await.map_err(|_| Stopped)? {
             Ok(()) => Ok(joined),
+            Err(error @ DaemonError::Unsaved(_)) => Err(Problem::with(Code::StateUnsaved, error)),
             Err(error) => {
                 let what = format!("{} is a member, but cannot run here: {error}", joined.name);
                 Err(Problem::with(Code::Internal, what))
@@ -485,8 +497,8 @@ fn kept(core: &Core) -> Result<(), Problem> {
     let Some(why) = core.unsaved() else {
         return Ok(());
     };
-    let what = format!("it holds until this daemon stops, but is not on disk: {why}");
-    Err(Problem::with(Code::Internal, what))
+    let why = format!("it holds until this daemon stops, or finds room: {why}");
+    Err(Problem::with(Code::StateUnsaved, why))
 }
 
 /// Tells an operator which way packets take.

@@ -1,11 +1,10 @@
 //! The node daemon: puts the parts together, keeps them, and takes them apart.
 
 mod naming;
+mod residents;
 mod visitors;
 
-use std::{
-    collections::BTreeMap, net::SocketAddr, os::unix::net::UnixListener, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, os::unix::net::UnixListener, sync::Arc};
 
 use thiserror::Error;
 use tokio::{
@@ -47,9 +46,6 @@ const MAX_AGENTS: usize = 1024;
 
 /// Changes of agents that may wait.
 const MAX_CHANGES: usize = 16;
-
-/// Pause before a device that could not be made anew is tried again.
-const DEVICE_RETRY: Duration = Duration::from_secs(5);
 
 /// Why the daemon does not run.
 #[derive(Debug, Error)]
@@ -120,6 +116,8 @@ struct Daemon {
     device_lost: Arc<Notify>,
     /// The program's that came last.
     realm: Realm,
+    /// Whether all agents were started: their registries come after, or a thousand keep the node from answering.
+    is_up: watch::Sender<bool>,
 }
 
 /// Runs a node until `shutdown` ends or somebody asks it to stop; `ready` is called once it answers.
@@ -183,6 +181,7 @@ pub(super) async fn run_for(
     let mut daemon = Daemon::new(&node, (names, facts), device_lost);
     let mut up = daemon.bring_up(memberships, guest, &mut listeners).await;
     if up.is_ok() {
+        daemon.is_up.send_replace(true);
         let open = Open::at((listeners, programs), &node);
         ready();
         up = daemon
@@ -349,6 +348,7 @@ impl Daemon {
             sent: Arc::clone(&node.sent),
             device_lost,
             realm: GUEST,
+            is_up: watch::Sender::new(false),
         }
     }
 
@@ -413,8 +413,7 @@ impl Daemon {
                 change = changes.recv() => match change {
                     // Nobody waits for the answer of a caller that went away.
                     Some(Change::Add(membership, done)) => {
-                        let added = self.add(*membership).await.map_err(|error| error.to_string());
-                        drop(done.send(added));
+                        drop(done.send(self.add(*membership).await));
                     }
                     Some(Change::TakeIn(local, visitor, done)) => {
                         let taken = self.welcome(local, *visitor).await;
@@ -461,7 +460,12 @@ impl Daemon {
             if let Some(local) = added {
                 core.keep(local);
             }
-            (added, core.unsaved().map(str::to_owned))
+            let unsaved = core.unsaved().map(str::to_owned);
+            if let Some(local) = added.filter(|_| unsaved.is_some()) {
+                // Its key is kept, by which it joins again.
+                core.engine.remove(local, now());
+            }
+            (added, unsaved)
         });
         let (added, unsaved) = added.await?;
         if let Some(why) = unsaved {
@@ -475,42 +479,7 @@ impl Daemon {
         }
         let device = agent::bring_up(&self.handle, local, self.offload).await?;
         self.start(local, membership, Some(device)).await?;
-        self.renew_names().await
-    }
-
-    /// Makes those devices anew that somebody took away.
-    async fn restore_devices(&mut self) -> Result<(), Stopped> {
-        let lost = self.handle.call(|core| core.lost_devices()).await?;
-        for local in lost {
-            let running = self.running.get(&local);
-            if running.is_some_and(|running| running.realm != HOST) {
-                // It went with its program.
-                continue;
-            }
-            match agent::bring_up(&self.handle, local, self.offload).await {
-                Ok(device) => {
-                    if let Some(running) = self.running.get_mut(&local) {
-                        running.facts.device = Some(device);
-                    }
-                    let back = move |core: &mut Core| core.device_is_back(local);
-                    self.handle.call(back).await?;
-                }
-                Err(error) => {
-                    let code = "no_device";
-                    error!(code, reason = %error, "A network device that was removed cannot be made anew");
-                    let again = Arc::clone(&self.device_lost);
-                    tokio::spawn(async move {
-                        tokio::time::sleep(DEVICE_RETRY).await;
-                        again.notify_one();
-                    });
-                }
-            }
-        }
-        if let Err(failed) = self.renew_names().await {
-            warn!(%failed, "Names are not answered");
-        }
-        self.publish_facts();
-        Ok(())
+        self.add_names().await
     }
 
     fn publish_facts(&self) {
@@ -547,16 +516,19 @@ impl Daemon {
         let (link, seen) = watch::channel(Link::new());
         let handle = self.handle.clone();
         let sent = Arc::clone(&self.sent);
-        let registry = tokio::spawn(
-            Sync {
-                handle,
-                local,
-                outbox,
-                sent,
-                link,
+        let sync = Sync {
+            handle,
+            local,
+            outbox,
+            sent,
+            link,
+        };
+        let mut is_up = self.is_up.subscribe();
+        let registry = tokio::spawn(async move {
+            if is_up.wait_for(|is_up| *is_up).await.is_ok() {
+                sync.run().await;
             }
-            .run(),
-        )
+        })
         .abort_handle();
         let facts = Facts {
             device,
@@ -588,6 +560,7 @@ impl Daemon {
         for (_, running) in std::mem::take(&mut self.running) {
             running.end().await;
         }
+        self.unsettle_residents().await;
         info!("Stopped");
     }
 }

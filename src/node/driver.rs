@@ -1,5 +1,7 @@
 //! The task that owns the engine: everything else sends it messages and waits for answers.
 
+mod keeping;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -8,17 +10,18 @@ use std::{
 
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::{
-    DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables,
+    Bound, DataplaneHandle, FromWorker, InPacket, PeerEntry, Published, Realm, Tables, Taps,
 };
 use crate::engine::{Engine, Event, Time, Travel, membership::State, path::Path};
 use crate::id::OverlayIp;
 use crate::node::carriers::Carriers;
 use crate::node::punch::Punches;
 use crate::node::store::Store;
-use crate::os::{clock, files::FileError, timer::Alarm};
+use crate::os::{clock, timer::Alarm};
 use crate::policy::Pair;
 
 /// Messages that may wait for the engine; senders wait when it is full, except the data workers.
@@ -26,6 +29,9 @@ const MAX_JOBS: usize = 256;
 
 /// Messages of a worker handled before the timers get their turn.
 const BURST: usize = 64;
+
+/// Pause before what could not be written is tried again: somebody makes room by hand.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// The host's own network namespace, where devices are unless a program has its own.
 pub(super) const HOST: Realm = Realm(0);
@@ -93,6 +99,8 @@ pub struct Core {
     gateways: mpsc::Sender<OverlayIp>,
     /// Why the state of agents could not be written last.
     unsaved: BTreeMap<OverlayIp, String>,
+    /// Why what is kept beside agents could not be written last; None when it is on disk.
+    unkept: Option<String>,
     /// Agents whose device somebody took away.
     lost_devices: BTreeSet<OverlayIp>,
     /// Told when there are some.
@@ -100,8 +108,14 @@ pub struct Core {
     /// None where gateways are reached by UDP alone.
     carriers: Option<Carriers>,
     punches: Punches,
+    /// Who captures.
+    pub(super) taps: Taps,
     /// Where agents live whose device is not in the host's own namespace.
     realms: BTreeMap<OverlayIp, Realm>,
+    /// Where those live that are bound on the host: each by itself, as if in a namespace of its own.
+    homes: BTreeMap<OverlayIp, Realm>,
+    /// Whose they are.
+    bound: BTreeMap<OverlayIp, Bound>,
 }
 
 impl std::fmt::Debug for Core {
@@ -133,11 +147,15 @@ impl Core {
             outboxes: BTreeMap::new(),
             gateways,
             unsaved: BTreeMap::new(),
+            unkept: None,
             lost_devices: BTreeSet::new(),
             device_lost: Arc::new(Notify::new()),
             carriers: None,
             punches,
+            taps: Taps::default(),
             realms: BTreeMap::new(),
+            homes: BTreeMap::new(),
+            bound: BTreeMap::new(),
         }
     }
 
@@ -154,11 +172,6 @@ impl Core {
     /// Returns the same, to be changed.
     pub const fn carriers_mut(&mut self) -> Option<&mut Carriers> {
         self.carriers.as_mut()
-    }
-
-    /// Returns why the state could not be written; None when all is on disk.
-    pub fn unsaved(&self) -> Option<&str> {
-        self.unsaved.values().next().map(String::as_str)
     }
 
     /// Returns what tells when somebody took a device away.
@@ -196,6 +209,33 @@ impl Core {
         self.publish();
     }
 
+    /// Returns where the device of `local` is while it is on the host: those that are bound are apart from
+    /// each other there.
+    pub fn home(&mut self, local: OverlayIp) -> Realm {
+        let membership = self.engine.membership(local);
+        let is_bound = membership.is_some_and(|m| m.placement.bound.is_some());
+        if !is_bound {
+            return HOST;
+        }
+        if let Some(home) = self.homes.get(&local) {
+            return *home;
+        }
+        // Numbers of programs' namespaces count from the other end.
+        let before = u32::try_from(self.homes.len()).unwrap_or(u32::MAX);
+        let home = Realm(u32::MAX - before);
+        self.homes.insert(local, home);
+        self.publish();
+        home
+    }
+
+    /// Takes whose sockets alone may use agents that are on the host.
+    pub fn set_bound(&mut self, bound: BTreeMap<OverlayIp, Bound>) {
+        if self.bound != bound {
+            self.bound = bound;
+            self.publish();
+        }
+    }
+
     /// Tells whether programs of the host may use the agent.
     pub fn is_on_host(&self, local: OverlayIp) -> bool {
         let membership = self.engine.membership(local);
@@ -225,18 +265,6 @@ impl Core {
         self.pongs.retain(|_, waiting| !waiting.is_closed());
         self.pongs.insert(id, pong);
         answered
-    }
-
-    /// Writes what must not be forgotten of an agent that was added, at once.
-    pub fn keep(&mut self, local: OverlayIp) {
-        let kept = tokio::task::block_in_place(|| self.store.save(&self.engine.kept()));
-        match kept {
-            Ok(()) => self.save(local),
-            Err(failed) => {
-                error!(error = %failed, "Cannot write the state");
-                self.unsaved.insert(local, failed.to_string());
-            }
-        }
     }
 
     /// Stops the data plane; what it still had to send is sent.
@@ -291,11 +319,12 @@ impl Core {
         if !datagrams.is_empty() {
             self.dataplane.send(datagrams);
         }
+        self.show_dropped();
     }
 
     fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Changed { local } => self.save(local),
+            Event::Changed { local } => self.save([local]),
             // What keeps in touch with the registry looks.
             Event::Displaced { local } => self.outbox(local).notify_one(),
             Event::Gateway { local } => {
@@ -339,32 +368,13 @@ impl Core {
         }
     }
 
-    /// Writes what changed of an agent, and what could not be written before.
-    fn save(&mut self, local: OverlayIp) {
-        let due = std::mem::take(&mut self.unsaved).into_keys();
-        for local in due.chain([local]).collect::<BTreeSet<_>>() {
-            if let Err(failed) = tokio::task::block_in_place(|| self.write(local)) {
-                error!(code = "state_unsaved", reason = %failed, "Cannot write the state");
-                self.unsaved.insert(local, failed.to_string());
-            }
-        }
-    }
-
-    fn write(&self, local: OverlayIp) -> Result<(), FileError> {
-        match self.engine.membership(local) {
-            Some(membership) => self.store.save_agent(membership),
-            None => {
-                // What is remembered of it first.
-                self.store.save(&self.engine.kept())?;
-                self.store.remove_agent(local)
-            }
-        }
-    }
-
     fn publish(&mut self) {
         self.epoch += 1;
         let peers = self.engine.tables().into_iter();
-        let realm = |local| self.realms.get(&local).copied().unwrap_or(HOST);
+        let realm = |local| {
+            let elsewhere = self.realms.get(&local).or_else(|| self.homes.get(&local));
+            elsewhere.copied().unwrap_or(HOST)
+        };
         let tables = Tables {
             epoch: self.epoch,
             locals: self
@@ -373,6 +383,7 @@ impl Core {
                 .map(|local| (local, realm(local)))
                 .collect(),
             hidden: self.engine.hidden().collect(),
+            bound: self.bound.clone(),
             peers: peers
                 .map(|(local, peer, inbound)| (Pair { local, peer }, PeerEntry { inbound }))
                 .collect(),
@@ -425,6 +436,8 @@ pub async fn run(
     mut worker: mpsc::Receiver<FromWorker>,
     mut alarm: Alarm,
 ) -> Core {
+    let mut again = tokio::time::interval(WRITE_AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     core.drain();
     loop {
         alarm.set(core.engine.poll_timeout().map(|(at, _reason)| at));
@@ -441,6 +454,7 @@ pub async fn run(
                     break;
                 }
             },
+            _ = again.tick(), if core.unsaved().is_some() => core.catch_up(),
             message = worker.recv() => match message {
                 Some(message) => {
                     core.handle_worker(message);
@@ -456,6 +470,9 @@ pub async fn run(
     }
     core.engine.detach(now());
     core.drain();
+    if core.unsaved().is_some() {
+        core.catch_up();
+    }
     core
 }
 

@@ -59,10 +59,27 @@ impl From<ClientError> for JoinError {
     }
 }
 
-/// Makes an agent a member by `token`; nothing is kept until the caller keeps what is returned.
+/// Chooses the agent's name and puts its identity into `state`.
 ///
-/// Its identity is put into `state` first: the registry may take it and its answer be lost, and then
-/// the name is that key's.
+/// The caller keeps it before [`join`]: the registry may take it and its answer be lost, or not find room on our
+/// disk, and then the name is that key's.
+pub fn identify(
+    token: &JoinToken,
+    name: Option<MemberName>,
+    state: &mut State,
+) -> Result<(MemberName, IdentityKey), JoinError> {
+    let name = choose_name(&token.open_chain()?, name)?;
+    let agent = name.to_string();
+    let mut others = state.memberships.iter();
+    if others.any(|m| m.agent == agent && m.network == token.network) {
+        return Err(JoinError::AlreadyMember(name));
+    }
+    let identity = state.identities.entry(agent);
+    let identity = identity.or_insert_with(|| IdentityKey::from_seed(random::seed()));
+    Ok((name, identity.clone()))
+}
+
+/// Makes an agent a member by `token`; nothing is kept until the caller keeps what is returned.
 pub async fn join(
     token: &JoinToken,
     name: Option<MemberName>,
@@ -71,20 +88,8 @@ pub async fn join(
     unix: UnixTime,
 ) -> Result<Membership, JoinError> {
     let chain = token.open_chain()?;
-    let name = choose_name(&chain, name)?;
+    let (name, identity) = identify(token, name, state)?;
     let agent = name.to_string();
-    if state
-        .memberships
-        .iter()
-        .any(|m| m.agent == agent && m.network == token.network)
-    {
-        return Err(JoinError::AlreadyMember(name));
-    }
-    let identity = state
-        .identities
-        .entry(agent.clone())
-        .or_insert_with(|| IdentityKey::from_seed(random::seed()))
-        .clone();
     let links = grant_self(token, &chain, &identity, &name, unix)?;
     let pin = token.pin.parse::<Pin>().map_err(|_| JoinError::BadPin)?;
     let client = RegistryClient::connect(&token.url, pin, token.domain, unix).await?;

@@ -44,8 +44,8 @@ const PACE: Duration = Duration::from_millis(4);
 
 /// When the second round begins, and when all is over: the peer guesses for some 10 s, and may begin
 /// as much later than we.
-const SECOND_ROUND: Duration = Duration::from_secs(9);
-const OVER: Duration = Duration::from_secs(24);
+const SECOND_ROUND: Duration = Duration::from_secs(12);
+const OVER: Duration = Duration::from_secs(27);
 
 /// Silence after which a socket that was kept is closed: paths without data are left before.
 const IDLE: Duration = Duration::from_secs(200);
@@ -115,9 +115,12 @@ impl Punches {
 async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> {
     let mut sockets = Vec::<UdpSocket>::new();
     let mut buffer = vec![0; MAX_DATAGRAM];
-    let rounds = [Duration::ZERO, SECOND_ROUND];
-    for (at, datagram) in rounds.iter().zip(&punch.datagrams) {
-        let found = timeout_at((begun + *at).into(), heard(&sockets, punch.to, &mut buffer)).await;
+    // What goes far comes to the peer's NAT once the peer has guessed: whatever came before it may make that NAT
+    // give the peer another port, towards us and everybody after us (engine::path::pair). What goes to few hops
+    // alone does not come there, but may not come to ours either, if that is a carrier's.
+    let rounds = [(Duration::ZERO, Some(FEW_HOPS)), (SECOND_ROUND, None)];
+    for ((at, hops), datagram) in rounds.into_iter().zip(&punch.datagrams) {
+        let found = timeout_at((begun + at).into(), heard(&sockets, punch.to, &mut buffer)).await;
         if let Ok((place, first)) = found {
             return Some((sockets.swap_remove(place), first));
         }
@@ -132,7 +135,7 @@ async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> 
                 }
             }
             if let Some(socket) = sockets.get(place)
-                && let Err(error) = send_as_far(socket, datagram, punch.to, place % 2 == 0).await
+                && let Err(error) = send_as_far(socket, datagram, punch.to, hops).await
             {
                 debug!(%error, "Not sent");
             }
@@ -151,20 +154,18 @@ async fn attempt(punch: &Punch, begun: Instant) -> Option<(UdpSocket, Vec<u8>)> 
     Some((sockets.swap_remove(place), first))
 }
 
-/// Sends a datagram, by every other socket with so few hops that it opens NATs near us alone.
-///
-/// One that comes to the peer's NAT may make it give the peer another port for us, so that nobody's guess is
-/// right any more (engine::path::pair); one that does not go far may not come to ours, as to a carrier's.
+/// Sends a datagram that goes as many hops; as many as any where none are named.
 async fn send_as_far(
     socket: &UdpSocket,
     datagram: &[u8],
     to: SocketAddr,
-    is_brief: bool,
+    hops: Option<u8>,
 ) -> io::Result<usize> {
+    let Some(hops) = hops else {
+        return socket.send_to(datagram, to).await;
+    };
     let usual = socket.ttl()?;
-    if is_brief {
-        socket.set_ttl(u32::from(FEW_HOPS))?;
-    }
+    socket.set_ttl(u32::from(hops))?;
     let sent = socket.send_to(datagram, to).await;
     socket.set_ttl(usual)?;
     sent

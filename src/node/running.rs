@@ -7,6 +7,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::dataplane::Realm;
 use crate::engine::membership::Membership;
 use crate::id::{OverlayIp, Suffix, UnixTime};
+use crate::node::daemon::DaemonError;
 use crate::node::driver::Handle;
 use crate::node::lent::Lent;
 use crate::node::portmap::PortMap;
@@ -39,7 +40,7 @@ pub(super) struct Visitor {
 #[derive(Debug)]
 pub(super) enum Change {
     /// Answered with why the agent does not run.
-    Add(Box<Membership>, oneshot::Sender<Result<(), String>>),
+    Add(Box<Membership>, oneshot::Sender<Result<(), DaemonError>>),
     ApplyDns(oneshot::Sender<Dns>),
     /// Lets a program go: its device, its names and its way to the local API.
     LetGo(OverlayIp, Realm),

@@ -76,17 +76,39 @@ impl FileError {
                 path.display()
             )),
             Self::Newer { .. } => Some("run the newer agentnet that wrote it".to_owned()),
-            Self::Read { source, .. } | Self::Write { source, .. } => cure_of(source),
+            Self::Read { source, .. } | Self::Write { source, .. } => {
+                trouble(source).map(|(_, cure)| cure.to_owned())
+            }
             Self::Exists(_) => Some("name another file, or move that one away".to_owned()),
+        }
+    }
+
+    /// Returns the cause as programs tell it, never renamed; None when it is not one of the disk.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } => {
+                trouble(source).map(|(code, _)| code)
+            }
+            Self::Damaged { .. } => Some("state_damaged"),
+            Self::Newer { .. } => Some("state_newer"),
+            Self::TooLarge { .. } | Self::Exists(_) => None,
         }
     }
 }
 
-fn cure_of(error: &io::Error) -> Option<String> {
+/// Tells what is the matter with a disk, by a name that stays and its cure; None when it is something else.
+pub fn trouble(error: &io::Error) -> Option<(&'static str, &'static str)> {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        return Some("run as the user who owns it, or name another place with --state".to_owned());
+        let cure = "run as the user who owns it, or name another place with --state";
+        return Some(("disk_denied", cure));
     }
-    (error.kind() == io::ErrorKind::StorageFull).then(|| "free some space on that disk".to_owned())
+    if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        let cure = "mount it for writing (mount -o remount,rw), or name another place with --state";
+        return Some(("disk_read_only", cure));
+    }
+    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+    full.contains(&error.kind())
+        .then_some(("disk_full", "free some space on that disk, and try again"))
 }
 
 /// A state file that was read, or found absent, and may therefore be written.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use nix::net::if_::if_indextoname;
 use rustix::fs::statvfs;
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::{process::Command, time::timeout};
@@ -64,6 +65,12 @@ pub fn kernel() -> String {
     release.release().to_string_lossy().into_owned()
 }
 
+/// Returns what this machine calls itself.
+pub fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
 /// Returns the name of the system, as `Debian GNU/Linux 12 (bookworm)` (os-release(5)).
 pub fn distribution() -> String {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -75,11 +82,17 @@ pub fn distribution() -> String {
     )
 }
 
-/// Returns a setting of the kernel, as `net/ipv4/conf/all/rp_filter`; None where it has none, or it is not
-/// for us to read.
-pub fn setting(name: &str) -> Option<String> {
-    let text = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
-    Some(text.trim().to_owned())
+/// Tells whether the kernel drops what comes in by the device when answers would leave by another one.
+pub fn filters_strictly(device: u32) -> bool {
+    let name = if_indextoname(device).ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    let conf = Path::new("/proc/sys/net/ipv4/conf");
+    let set = |of: &str| {
+        let text = fs::read_to_string(conf.join(of).join("rp_filter")).ok()?;
+        text.trim().parse::<u8>().ok()
+    };
+    // The higher one counts, and 2 is loose (Documentation/networking/ip-sysctl.rst).
+    name.and_then(|name| set("all").max(set(&name))) == Some(1)
 }
 
 /// Tells whether the kernel has IPv6.
@@ -102,17 +115,31 @@ pub fn disk(dir: &Path) -> Result<u64, FileError> {
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
-/// Returns the chains of the host's firewall that drop by default what comes in; None where they cannot be read.
-pub async fn closed_chains() -> Option<Vec<String>> {
+/// Returns the chains of the host's firewall that drop by default what comes in over IPv6 and have no rule that
+/// lets `devices` in, a name or the beginning of one with `*`; None where they cannot be read.
+pub async fn closed_chains(devices: &str) -> Option<Vec<String>> {
+    let mut found = Vec::new();
+    for chain in closed(&nft(&["list", "chains"]).await?) {
+        let mut list = vec!["--stateless", "list", "chain"];
+        list.extend(chain.split(' '));
+        if !nft(&list).await?.lines().any(|rule| lets_in(rule, devices)) {
+            found.push(chain);
+        }
+    }
+    Some(found)
+}
+
+/// Returns what nft(8) says; None where it cannot be asked.
+async fn nft(arguments: &[&str]) -> Option<String> {
     let listed = Command::new("nft")
-        .args(["list", "chains"])
+        .args(arguments)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .output();
     let listed = timeout(PATIENCE, listed).await.ok()?.ok()?;
     let text = String::from_utf8(listed.stdout).ok()?;
-    listed.status.success().then(|| closed(&text))
+    listed.status.success().then_some(text)
 }
 
 /// Reads what `nft list chains` prints.
@@ -124,10 +151,28 @@ fn closed(text: &str) -> Vec<String> {
         } else if let Some(name) = line.strip_prefix("chain ") {
             chain = name.trim_end_matches(" {");
         } else if line.contains(" hook input ") && line.contains("policy drop") {
-            found.push(format!("{table} {chain}"));
+            // Agents' packets are IPv6; those of IPv4 pass other chains.
+            let is_passed = table.starts_with("inet ") || table.starts_with("ip6 ");
+            found.extend(is_passed.then(|| format!("{table} {chain}")));
         }
     }
     found
+}
+
+/// Tells whether a rule, as nft prints it, accepts all that comes in by `devices`.
+fn lets_in(rule: &str, devices: &str) -> bool {
+    let rule = rule.split(" comment ").next().unwrap_or(rule);
+    let words = rule.split([' ', ',']).map(str::trim);
+    let mut words = words.filter(|word| !word.is_empty());
+    let named = format!("\"{devices}\"");
+    let mut is_named = false;
+    words.next() == Some("iifname")
+        && words.next_back() == Some("accept")
+        && words.all(|word| {
+            is_named |= word == named;
+            word.starts_with('"') || ["{", "}", "counter"].contains(&word)
+        })
+        && is_named
 }
 
 /// Returns the nodes that run in this process's network namespace, by their numbers.
@@ -169,10 +214,30 @@ mod tests {
         let text = "table inet filter {\n\tchain input {\n\t\ttype filter hook input priority filter; \
                     policy drop;\n\t}\n\tchain output {\n\t\ttype filter hook output priority filter; \
                     policy drop;\n\t}\n}\ntable ip6 open {\n\tchain in {\n\t\ttype filter hook input \
-                    priority filter; policy accept;\n\t}\n}\n";
+                    priority filter; policy accept;\n\t}\n}\ntable ip filter {\n\tchain INPUT {\n\t\ttype filter \
+                    hook input priority filter; policy drop;\n\t}\n}\n";
 
         assert_eq!(closed(text), ["inet filter input"]);
         assert!(closed("").is_empty());
+    }
+
+    #[test]
+    fn a_rule_that_lets_agents_devices_in_is_known() {
+        for (rule, is) in [
+            ("\t\tiifname \"agn*\" accept", true),
+            ("iifname \"agn*\" counter accept comment \"agents\"", true),
+            ("iifname { \"lo\", \"agn*\" } accept", true),
+            ("iifname \"agn*\" tcp dport 22 accept", false),
+            ("iifname \"agn*\" drop", false),
+            ("iifname != \"agn*\" accept", false),
+            ("oifname \"agn*\" accept", false),
+            ("iifname \"lo\" accept", false),
+            ("iifname \"lo\" accept comment \"agn*\"", false),
+            ("accept", false),
+            ("", false),
+        ] {
+            assert_eq!(lets_in(rule, "agn*"), is, "{rule}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod realtime;
 pub mod recent;
 pub mod route;
 pub mod sandbox;
+pub mod sockets;
 pub mod spare;
 pub mod stdio;
 pub mod suspend;

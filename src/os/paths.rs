@@ -1,8 +1,15 @@
 //! Where state and socket are when nobody says.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
-use nix::unistd::{AccessFlags, access};
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access, geteuid},
+};
 use thiserror::Error;
 
 /// The state directory of a node that serves the whole host.
@@ -36,7 +43,8 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 pub fn default_state(env: Env<'_>) -> Result<PathBuf, PathError> {
     let system = Path::new(SYSTEM_STATE);
     let usable = if system.exists() {
-        writable(system)
+        // On a disk that is read-only now it is ours all the same, and its agents not to be passed over.
+        writable(system) || (is_read_only(system) && is_ours(system))
     } else {
         system.parent().is_some_and(writable)
     };
@@ -107,6 +115,15 @@ fn absolute(env: Env<'_>, name: &str) -> Option<PathBuf> {
     env(name)
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
+}
+
+fn is_read_only(path: &Path) -> bool {
+    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
+}
+
+fn is_ours(path: &Path) -> bool {
+    let user = geteuid();
+    user.is_root() || fs::metadata(path).is_ok_and(|found| found.uid() == user.as_raw())
 }
 
 fn writable(path: &Path) -> bool {

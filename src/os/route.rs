@@ -24,6 +24,10 @@ use tokio::task::JoinHandle;
 use crate::id::{NetworkPrefix, OverlayIp};
 use crate::os::sysctl::{self, SysctlError};
 
+mod rules;
+
+pub use rules::Resident;
+
 /// Marks our routes; not in iproute2's list of known protocols.
 pub(super) const OURS: RouteProtocol = RouteProtocol::Other(0x61);
 

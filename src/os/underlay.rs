@@ -43,6 +43,11 @@ impl Route {
         self.to.is_ipv4() && self.length == 0 && self.table == MAIN && !self.is_barrier
     }
 
+    /// Returns the devices that it leads out by, by their numbers.
+    pub fn devices(&self) -> impl Iterator<Item = u32> {
+        self.hops.iter().filter_map(|(_, device)| *device)
+    }
+
     /// Reads a message about a route; None for our own routes and those to this host's addresses.
     pub(super) fn of(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;

@@ -40,6 +40,19 @@ pub enum StoreError {
     Database(#[from] sqlx::Error),
 }
 
+/// SQLite's number for a disk without room (sqlite.org/rescode.html).
+const SQLITE_FULL: &str = "13";
+
+impl StoreError {
+    /// Tells whether there is no room on the disk.
+    pub fn is_full(&self) -> bool {
+        let Self::Database(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        error.code().is_some_and(|code| code == SQLITE_FULL)
+    }
+}
+
 /// The registry's memory. Each method is one transaction.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {

@@ -130,6 +130,8 @@ drop_reasons! {
     SessionInvalid => "session_invalid",
     /// A decrypted packet whose source is not the session's peer.
     SessionSource => "session_source",
+    /// A packet of an agent that is bound to a user or a control group, whose socket is another's.
+    SocketOwner => "socket_owner",
     /// A STUN request beyond the number that one source's are answered.
     StunLimited => "stun_limited",
     /// A packet from a TUN to an address outside the agent's network, or to itself.

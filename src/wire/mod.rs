@@ -2,6 +2,7 @@
 
 pub mod a2g;
 pub mod api;
+pub mod binding;
 pub mod candidate;
 pub mod carrier;
 pub mod channel;

@@ -173,6 +173,7 @@ fn agent() -> AgentStatus {
         device: Some("agn0".to_owned()),
         program: None,
         apart: false,
+        bound: None,
         peers: 1,
         pending: 1,
     }

@@ -1,6 +1,6 @@
 //! Several agents of one host, each with a program that has its network and no other.
 
-use std::{fs, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use serde_json::Value;
 
@@ -187,6 +187,31 @@ fn connected(host: &Host) -> usize {
         .count()
 }
 
+/// Issue 6: with `--share-net` a program of an agent that the daemon has reaches its peers and what the host reaches.
+#[test]
+fn a_program_of_a_daemons_agent_shares_the_hosts_network_if_asked() {
+    in_services(|lab| {
+        let host = &lab.site.a;
+        let _node = start_node(host);
+        for name in ["x", "y"] {
+            add(host, name, "--apart");
+        }
+        wait_attached(host);
+        let _server = serve(host, "x");
+        trust(host, "y", "x", "tcp/8000");
+        wait_for("the page comes", || get(host, "y", "x.acme.agent"));
+
+        let outside = "curl -sfk --max-time 5 https://198.51.100.1:8443/readyz";
+        let alone = host.run(&format!("agentnet run --agent y -- {outside}"));
+        assert_ne!(alone.code, 0, "{alone}");
+        let both = format!(
+            "agentnet run --agent y --share-net -- sh -c \
+             '{outside} && exec curl -sf --max-time 20 http://x.acme.agent:8000/'"
+        );
+        assert!(host.ok(&both).contains("the page"));
+    });
+}
+
 /// One node has many agents, is back with all of them, and needs little for each (`AGENTNET_AGENTS` says how many).
 #[test]
 fn one_node_runs_many_agents() {
@@ -209,16 +234,45 @@ fn one_node_runs_many_agents() {
         node.kill();
 
         let begun = now();
-        let _node = start_node(host);
+        let node = start_node(host);
         let answers = begun.elapsed();
         wait_within(patience, "all are back", all);
+        let back = begun.elapsed();
+        let rest = at_rest(&node);
 
         measured(&format!(
             "{count} agents: added in {:.1} s; after a restart it answers in {:.1} s and all are connected in \
-             {:.1} s; {each} KiB each",
+             {:.1} s; {each} KiB each; at rest {rest}",
             added.as_secs_f64(),
             answers.as_secs_f64(),
-            begun.elapsed().as_secs_f64()
+            back.as_secs_f64()
         ));
     });
+}
+
+/// Returns what part of a processor a process takes while nobody speaks, where figures are asked for.
+fn at_rest(process: &Proc) -> String {
+    if std::env::var_os("AGENTNET_AGENTS").is_none() {
+        return "not measured".to_owned();
+    }
+    // What a start brings is over; then as long as anything regular takes to come round.
+    thread::sleep(Duration::from_secs(40));
+    let (before, begun) = (used(process), now());
+    thread::sleep(Duration::from_secs(30));
+    let used = used(process).saturating_sub(before).as_secs_f64();
+    format!(
+        "{:.1} % of a processor",
+        used / begun.elapsed().as_secs_f64() * 100.0
+    )
+}
+
+/// Returns the time of processors that a process used so far.
+fn used(process: &Proc) -> Duration {
+    let threads = format!("/proc/{}/task", process.id());
+    let tasks = fs::read_dir(threads).unwrap();
+    let of = |task: std::io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(tasks.filter_map(of).sum())
 }

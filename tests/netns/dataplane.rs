@@ -273,6 +273,7 @@ impl Node {
         };
         let tables = Tables {
             epoch: self.epoch,
+            bound: Default::default(),
             hidden: self.is_hidden.then(|| ip(1)).into_iter().collect(),
             locals: [(ip(1), Realm::default())].into(),
             peers: scope

@@ -17,6 +17,7 @@ mod endure;
 mod evil;
 mod evil_registry;
 mod flood;
+mod full_disk;
 mod garbage;
 mod grid;
 mod homes;
@@ -35,6 +36,7 @@ mod neighbour;
 #[expect(dead_code, reason = "networks here are made by commands")]
 mod network;
 mod offload;
+mod old_kernel;
 mod path_command;
 mod paths;
 mod peering;

@@ -85,6 +85,81 @@ fn a_node_takes_up_other_settings_and_keeps_what_it_has() {
     });
 }
 
+/// Issue 6: a fault is looked at closely without a new start, which might end it.
+#[test]
+fn every_daemon_takes_up_another_level_of_its_log() {
+    in_lab(|lab| {
+        let (a, public) = (&lab.site.a, &lab.site.public);
+        let set = |file: &str, level: &str| {
+            public.ok(&format!(
+                "sed -i 's/^#*level = .*/level = \"{level}\"/' /var/lib/{file}"
+            ));
+        };
+        lab.node_a = None;
+        let file = write("node.toml", "");
+        let mut node = start_node_with(a, &format!("--config {}", file.display()));
+        wait_attached(a);
+        assert!(!node.stderr().contains(" DEBUG "), "{}", node.stderr());
+
+        write("node.toml", "[log]\nlevel = \"debug\"\n");
+        reload(&mut node, "Settings read anew");
+        lab.trust("any");
+        wait_for("details are told", || node.stderr().contains(" DEBUG "));
+
+        // What is told least of all is still told that it is so.
+        write("node.toml", "[log]\nlevel = \"error\"\n");
+        reload(&mut node, "Settings read anew settings=[\"log.level\"]");
+        wait_for("no detail is told any more", || {
+            let before = node.stderr().matches("Trust changed").count();
+            a.ok("agentnet trust request b");
+            node.stderr().matches("Trust changed").count() == before
+        });
+
+        let mut registry = lab.registry.take().unwrap();
+        let mut networks = 0..;
+        let mut is_told = |registry: &Proc| {
+            let count = || registry.stderr().matches("Network created").count();
+            let (before, number) = (count(), networks.next().unwrap());
+            public.ok(&format!("agentnet network create n{number} {OPERATOR}"));
+            count() > before
+        };
+        assert!(is_told(&registry));
+        set("registry/registry.toml", "warn");
+        reload(&mut registry, "Settings read anew");
+        wait_for("it is told no more", || !is_told(&registry));
+        set("registry/registry.toml", "info");
+        reload(&mut registry, "Settings read anew");
+        assert!(is_told(&registry));
+
+        let mut gateway = lab.gateway.take().unwrap();
+        assert!(!gateway.stderr().contains(" DEBUG "));
+        set("gateway/gateway.toml", "debug");
+        reload(&mut gateway, "Settings read anew");
+        lab.node_b.take().unwrap().stop();
+        wait_for("details are told", || gateway.stderr().contains(" DEBUG "));
+    });
+}
+
+/// What was typed is not overruled by a file.
+#[test]
+fn a_level_of_the_command_line_stays() {
+    in_lab(|lab| {
+        let a = &lab.site.a;
+        lab.node_a = None;
+        let file = write("node.toml", "");
+        let mut node = start_node_with(a, &format!("-v --config {}", file.display()));
+        wait_attached(a);
+
+        write("node.toml", "[log]\nlevel = \"error\"\n");
+        reload(&mut node, "Settings read anew");
+        let before = node.stderr().matches("Trust changed").count();
+        lab.trust("any");
+        wait_for("details are told", || {
+            node.stderr().matches("Trust changed").count() > before
+        });
+    });
+}
+
 #[test]
 fn a_registry_and_a_gateway_take_up_other_settings() {
     in_world(|world| {

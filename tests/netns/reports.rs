@@ -5,8 +5,9 @@ use std::fs;
 use serde_json::Value;
 
 use crate::{
-    lab::{address, in_lab},
+    lab::{address, in_lab, start_node, status, wait_attached},
     process::Proc,
+    services::OPERATOR,
     world::{Host, PATIENCE, World, wait_for, wait_within},
 };
 
@@ -83,6 +84,129 @@ fn a_bug_report_names_nobody() {
     });
 }
 
+/// Returns what is in the files below a folder that nobody else is to know: texts as long as keys and statements.
+fn kept(host: &Host, folder: &str) -> Vec<String> {
+    let all = host.ok(&format!("find {folder} -type f -exec cat {{}} +"));
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "_-+/=.".contains(c);
+    let parts = all.split(|c| !is_part(c)).filter(|part| part.len() >= 32);
+    let is_secret = |part: &&str| {
+        let of = |is: fn(&char) -> bool| part.chars().any(|c| is(&c));
+        of(char::is_ascii_digit) && of(char::is_ascii_uppercase) && of(char::is_ascii_lowercase)
+    };
+    // Of a statement, each part tells something by itself.
+    let parts = parts.filter(is_secret).flat_map(|part| part.split('.'));
+    parts
+        .filter(|part| part.len() >= 32)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What a command is told of the settings and credentials that [`plant`] makes.
+const WITH: &str = "AGENTNET_CONFIG=/mnt/marked.toml CREDENTIALS_DIRECTORY=/run/credentials \
+                    AGENTNET_TOKEN_FILE=/run/credentials/agentnet.join-token";
+
+/// What no report has, in whatever case.
+const MARKS: [&str; 20] = [
+    "aardvark",
+    "acme",
+    "capybara",
+    "dugong",
+    "ibex",
+    "lemur",
+    "marmoset",
+    "narwhal",
+    "pangolin",
+    "quokka",
+    "tamarin",
+    "tapir",
+    "wombat",
+    "zebrafish",
+    "198.51.100.",
+    "203.0.113.",
+    "10.0.1.",
+    "did:key:z",
+    "agn1_",
+    "agno1_",
+];
+
+/// Moves the state of a node that stopped into somebody's home, and gives it settings that name others.
+fn plant(host: &Host) {
+    host.ok("mount -t tmpfs none /home && hostname aardvark");
+    host.ok("mkdir -p /home/ibex/kept /run/credentials");
+    host.ok("cp /mnt/all.token /run/credentials/agentnet.join-token");
+    host.ok("echo http://lemur:tamarin@narwhal.example:3128 > /home/ibex/proxy");
+    host.ok("mv /var/lib/agentnet /home/ibex/kept/agentnet");
+    let settings = "state = \"/home/ibex/kept/agentnet\"\n\
+        [gateway]\ndiscover = [\"Tapir.example:16201\"]\ndns = \"dugong.example\"\n\
+        hints = \"/home/ibex/hints\"\n[path]\nstun = [\"203.0.113.77:3478\"]\n\
+        [wss]\nproxy_file = \"/home/ibex/proxy\"\n[log]\nlevel = \"debug\"\n";
+    fs::write(World::path("marked.toml"), settings).unwrap();
+}
+
+/// Has agents ask and be asked for trust, by names and with reasons.
+fn ask(a: &Host, b: &Host) {
+    let line = |what: &str| a.ok(&format!("{WITH} agentnet {what}"));
+    line("join --token-file /mnt/all.token --name zebrafish --apart");
+    line("trust request b --agent zebrafish --reason 'the marmoset asks'");
+    line("trust request pangolin --agent a");
+    wait_for("it is asked", || {
+        b.ok("agentnet trust pending --json").contains("zebrafish")
+    });
+    b.ok("agentnet join --token-file /mnt/all.token --name wombat");
+    b.ok("agentnet trust request a --agent wombat --reason 'the quokka asks'");
+    wait_for("it is asked", || {
+        line("trust pending --json").contains("wombat")
+    });
+}
+
+/// Issue 6: whatever a host knows of others by any name, in its settings, its state, its credentials and its log, is in no
+/// report; nor is what a registry, a gateway and an owner of networks keep.
+#[test]
+fn a_bug_report_has_none_of_the_marks_that_are_planted() {
+    in_lab(|lab| {
+        let (a, b, public) = (&lab.site.a, &lab.site.b, &lab.site.public);
+        lab.trust("tcp/8000");
+        let addresses = [address(a), address(b)];
+        lab.node_a.take().unwrap().stop();
+        plant(a);
+        let node = a.start(&format!("{WITH} exec agentnet up --name a"));
+        wait_for("it answers", || {
+            a.run(&format!("{WITH} agentnet status")).code == 0
+        });
+        ask(a, b);
+        public.ok(&format!("agentnet network create capybara {OPERATOR}"));
+
+        let folders = [
+            (a, "/home/ibex /run/credentials"),
+            (b, "/var/lib"),
+            (public, "/var/lib"),
+        ];
+        let mut hidden = folders.map(|(host, folder)| kept(host, folder)).concat();
+        assert!(hidden.len() > 50, "{}", hidden.len());
+        hidden.extend(addresses);
+        hidden.extend(MARKS.map(str::to_owned));
+        let report = format!("{WITH} agentnet bugreport --out -");
+        let mut reports = vec![a.ok(&report), b.ok("agentnet bugreport --out -")];
+        assert!(
+            reports
+                .iter()
+                .all(|one| one.contains("agentnet_node_peers"))
+        );
+        reports.push(public.ok("agentnet bugreport --out - --no-network"));
+        node.stop();
+        reports.push(a.ok(&format!("{report} --no-network")));
+
+        for report in reports {
+            assert!(report.contains("== settings"), "{report}");
+            let lower = report.to_ascii_lowercase();
+            let mut told = hidden.iter().filter(|of| {
+                report.contains(of.as_str()) || lower.contains(&of.to_ascii_lowercase())
+            });
+            assert_eq!(told.next(), None, "{report}");
+        }
+    });
+}
+
 /// Has tcpdump believe that it is no root, which it would give up: a world has one user.
 const NOBODY: &str = "
 #include <sys/types.h>
@@ -95,6 +219,68 @@ fn capturing(host: &Host, line: &str) -> Proc {
     let capture = host.start(line);
     wait_for("it captures", || capture.stderr().contains("capturing"));
     capture
+}
+
+/// Returns the comments of the packets of a pcapng file, by the format's draft; its end may be on its way.
+fn comments(file: &[u8]) -> Vec<String> {
+    let word = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize;
+    let half = |at: usize| usize::from(u16::from_le_bytes([file[at], file[at + 1]]));
+    let (mut found, mut block) = (Vec::new(), 0);
+    while block < file.len() {
+        if file.len() < block + 8 || file.len() < block + word(block + 4) {
+            break;
+        }
+        let end = block + word(block + 4);
+        assert_eq!(word(end - 4), word(block + 4), "both lengths of a block");
+        if word(block) == 6 {
+            // An Enhanced Packet Block; options stand behind the packet, each filled up to 32 bits.
+            let mut at = block + 28 + word(block + 20).next_multiple_of(4);
+            while at < end - 4 && half(at) != 0 {
+                let value = &file[at + 4..at + 4 + half(at + 2)];
+                if half(at) == 1 {
+                    found.push(String::from_utf8(value.to_vec()).unwrap());
+                }
+                at += 4 + half(at + 2).next_multiple_of(4);
+            }
+        }
+        block = end;
+    }
+    found
+}
+
+/// Issue 6: what goes no further than the engine is in a capture too, with its reason.
+#[test]
+fn a_capture_has_what_the_engine_drops() {
+    in_lab(|lab| {
+        let away = address(&lab.site.b);
+        lab.trust("any");
+        lab.node_b.take().unwrap().kill();
+        // Without the sessions it had.
+        lab.node_a.take().unwrap().stop();
+        lab.node_a = Some(start_node(&lab.site.a));
+        wait_attached(&lab.site.a);
+        let a = &lab.site.a;
+        let file = World::path("drops.pcapng");
+        let dropped = |reason: &str| {
+            let comments = comments(&fs::read(&file).unwrap_or_default());
+            let reason = format!("dropped: {reason}");
+            comments.iter().filter(|one| **one == reason).count() as u64
+        };
+
+        let capture = capturing(a, "exec agentnet capture -w /mnt/drops.pcapng");
+        // Nobody has this address, and it may be hidden as well.
+        let (network, _) = away.rsplit_once(':').unwrap();
+        a.run(&format!("ping -6 -c 1 -W 1 {network}:1"));
+        wait_for("a packet to nobody", || dropped("no_peer") > 0);
+        a.run(&format!("ping -6 -c 100 -i 0.002 -W 1 {away}"));
+        wait_for("as many as are counted", || {
+            let shown = dropped("peer_queue_full");
+            let counted = status(a)["drops"]["peer_queue_full"].as_u64();
+            shown >= 20 && counted == Some(shown)
+        });
+        let said = capture.stop();
+        assert_eq!(said.code, 0, "{said}");
+    });
 }
 
 /// Issue 6: tcpdump reads an agent's own packets in the clear, and what was dropped has its reason.

@@ -3,6 +3,7 @@
 mod job;
 mod lost;
 mod missing;
+mod programs;
 mod shared;
 mod terminal;
 
@@ -16,10 +17,10 @@ use crate::{
 };
 
 /// Has a command run by a user without any rights: not root, and no capabilities.
-const USER: &str = "unshare --user --map-user=1000 --map-group=1000 --";
+pub(crate) const USER: &str = "unshare --user --map-user=1000 --map-group=1000 --";
 
 /// Finds what belongs to programs that run, on whichever host.
-const PARTS: &str = "pgrep -f '[a]gentnet (run|inside) '";
+pub(crate) const PARTS: &str = "pgrep -f '[a]gentnet (run|inside) '";
 
 /// How long a program takes at most that begins, fetches a page and ends.
 const SLOW: Duration = Duration::from_secs(60);
@@ -38,7 +39,7 @@ fn open_house(world: &World) -> (Lab, Proc) {
 }
 
 /// The shell's words for waiting until b has answered.
-fn befriend() -> String {
+pub(crate) fn befriend() -> String {
     format!("agentnet trust request {B} --wait 60s && getent hosts {B}")
 }
 
@@ -153,8 +154,8 @@ fn an_agent_that_joined_before_runs_programs() {
             "a program connects {} ms after its start (median of 5; {took:?})",
             took[2]
         ));
-        // Some 100 ms on an idle machine. A lost SYN is repeated after a second.
-        assert!(took[0] < 950, "{took:?}");
+        // Some 70 ms on an idle machine. A lost segment would be repeated after a second.
+        assert!(took[2] < 950, "{took:?}");
         let kept = a.ok(&format!("{run} -- ls -A /mnt/a"));
         assert_eq!(kept, "");
         assert!(a.ok("ls -A /mnt/a").contains("state.json"));

@@ -1,6 +1,6 @@
 //! Two agents and a gateway: consent, silence, restarts and revocation, without a kernel.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use agentnet::{statement::Scope, wire::drop::DropReason};
 
@@ -176,6 +176,57 @@ fn a_flood_to_an_absent_peer_is_bounded_and_counted() {
     world.pass(10 * SECOND);
 
     assert!(world.arrived("b") <= 64);
+}
+
+/// Returns what the engine of a host shows of what it dropped: how many packets for each reason.
+fn shown(world: &mut World, name: &str) -> BTreeMap<DropReason, u64> {
+    let (host, mut shown) = (world.host(name), BTreeMap::new());
+    while let Some(dropped) = host.engine.poll_dropped() {
+        assert_eq!(dropped.local, host.local);
+        assert_eq!(dropped.bytes.first().map(|first| first >> 4), Some(6));
+        *shown.entry(dropped.reason).or_default() += 1;
+    }
+    shown
+}
+
+/// Issue 6: whoever looks sees what is dropped, with its reason; what waits in vain is no longer dropped in silence.
+#[test]
+fn what_is_dropped_is_shown_to_who_looks() {
+    let mut world = world();
+    world.trust("a", "b", "udp/8000");
+    world.host("b").is_online = false;
+    for _ in 0..64 {
+        world.send("a", "b", b"waits");
+    }
+    world.send("a", "b", b"nobody looks");
+    assert!(shown(&mut world, "a").is_empty());
+
+    world.host("a").engine.keep_dropped(true);
+    for _ in 0..3 {
+        world.send("a", "b", b"too many");
+    }
+    assert_eq!(
+        shown(&mut world, "a"),
+        [(DropReason::PeerQueueFull, 3)].into()
+    );
+    assert_eq!(drops(world.host("a"), DropReason::PeerQueueFull), 4);
+
+    world.pass(100 * SECOND);
+    assert_eq!(shown(&mut world, "a"), [(DropReason::NoSession, 64)].into());
+    assert_eq!(drops(world.host("a"), DropReason::NoSession), 64);
+
+    // Trust ends while they wait.
+    for _ in 0..5 {
+        world.send("a", "b", b"wait again");
+    }
+    world.change("a", |m, unix| m.revoke(&name("b"), unix).map(drop));
+    world.run();
+    assert_eq!(shown(&mut world, "a"), [(DropReason::NoPeer, 5)].into());
+
+    let (own, nobody) = (world.local("a"), world.local("b"));
+    let stray = udp(own, nobody, b"whoever");
+    world.host("a").engine.handle_unknown(own, &stray, now());
+    assert_eq!(shown(&mut world, "a"), [(DropReason::NoPeer, 1)].into());
 }
 
 /// Sessions are renewed while packets flow: an hour without a lost packet.

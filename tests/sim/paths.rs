@@ -288,6 +288,31 @@ fn a_host_that_moves_is_found_again_within_a_second() {
     assert!(is_direct(&world));
 }
 
+/// Who begins anew elsewhere, as each program of `agentnet run` does, is answered there from the first packet on;
+/// a renewal of the session where all is well moves nothing.
+#[test]
+fn who_begins_anew_elsewhere_is_answered_there() {
+    let mut world = world(true);
+    world.send("a", "b", b"first");
+    talk(&mut world, 5);
+    for _ in 0..3 {
+        talk(&mut world, 130);
+        assert!(is_direct(&world));
+        let view = world.hosts["b"]
+            .engine
+            .paths(world.local("b"), world.local("a"), now());
+        assert_ne!(view.unwrap().reason, Reason::NetworkChanged);
+    }
+
+    world.host("a").at = "198.51.100.77:16200".parse().unwrap();
+    world.restart("a");
+    world.send("a", "b", b"from elsewhere");
+    assert_eq!(world.arrived("b"), 1);
+    world.send("b", "a", b"to there");
+
+    assert_eq!(world.arrived("a"), 1);
+}
+
 /// `--path direct`: no data through the gateway, which still carries the handshake.
 #[test]
 fn direct_or_not_at_all() {

@@ -18,8 +18,10 @@ use crate::node::local_api::SocketError;
 use crate::node::owner::OwnerError;
 use crate::node::run::RunError;
 use crate::node::store::StoreError;
+use crate::os::files::trouble;
 use crate::os::namespace::Obstacle;
 use crate::os::route::RouteError;
+use crate::os::sysctl::SysctlError;
 use crate::os::tun::TunError;
 use crate::os::udp::UdpError;
 use crate::registry::init::InitError;
@@ -106,9 +108,13 @@ impl From<DevError> for Failure {
 
 impl From<DaemonError> for Failure {
     fn from(error: DaemonError) -> Self {
+        let code = code_of_daemon(&error);
         let cure = match &error {
             DaemonError::Udp(error) => cure_of_udp(error),
             DaemonError::Device(error) => cure_of_device(error),
+            DaemonError::Resolver(_, source) if source.kind() == ErrorKind::PermissionDenied => {
+                Some("run as root, or give the program CAP_NET_BIND_SERVICE")
+            }
             DaemonError::Resolver(..) => Some(
                 "another program has port 53 of every address (ss -lnup shows it): stop or narrow it",
             ),
@@ -134,8 +140,54 @@ impl From<DaemonError> for Failure {
             | DaemonError::Timer(_)
             | DaemonError::Udp(_)
             | DaemonError::Proxy(_)
-            | DaemonError::Unsaved(_) => Self::cured(&error, cure),
+            | DaemonError::Unsaved(_) => Self {
+                code,
+                ..Self::cured(&error, cure)
+            },
         }
+    }
+}
+
+/// Names what keeps a node from running as `agentnet doctor` does.
+fn code_of_daemon(error: &DaemonError) -> Option<&'static str> {
+    match error {
+        DaemonError::Device(error) => code_of_device(error),
+        DaemonError::Resolver(_, source) if source.kind() == ErrorKind::PermissionDenied => {
+            Some("port_denied")
+        }
+        DaemonError::Resolver(_, source) if source.kind() == ErrorKind::AddrInUse => {
+            Some("port_taken")
+        }
+        DaemonError::Udp(UdpError::PortInUse(_)) => Some("port_taken"),
+        DaemonError::Udp(UdpError::Denied(_)) => Some("port_denied"),
+        DaemonError::Unsaved(_) => Some("state_unsaved"),
+        DaemonError::Dataplane(_)
+        | DaemonError::Dns(_)
+        | DaemonError::Metrics(..)
+        | DaemonError::Proxy(_)
+        | DaemonError::Resolver(..)
+        | DaemonError::Socket(_)
+        | DaemonError::Stopped(_)
+        | DaemonError::Store(_)
+        | DaemonError::Timer(_)
+        | DaemonError::Udp(UdpError::Os { .. }) => None,
+    }
+}
+
+fn code_of_device(error: &DeviceError) -> Option<&'static str> {
+    match error {
+        DeviceError::Tun(TunError::Denied) | DeviceError::Route(RouteError::Denied) => {
+            Some("tun_denied")
+        }
+        DeviceError::Tun(TunError::NoDevice) => Some("tun_missing"),
+        DeviceError::Route(RouteError::PrefixRouted { .. }) => Some("prefix_routed"),
+        DeviceError::Route(RouteError::AddressTaken { .. }) => Some("address_taken"),
+        DeviceError::Route(RouteError::Sysctl(_)) => Some("no_ipv6"),
+        DeviceError::Names(_)
+        | DeviceError::Route(_)
+        | DeviceError::Stopped(_)
+        | DeviceError::Tun(_)
+        | DeviceError::Watch(_) => None,
     }
 }
 
@@ -161,7 +213,10 @@ fn cure_of_device(error: &DeviceError) -> Option<&'static str> {
             Some("remove that route (ip -6 route), or stop what made it")
         }
         DeviceError::Route(RouteError::AddressTaken { .. }) => {
-            Some("stop the node that carries this agent already (agentnet down)")
+            Some("take it from that device (ip -6 address del), or stop the node that has it")
+        }
+        DeviceError::Route(RouteError::Sysctl(SysctlError::Stuck { .. })) => {
+            Some("have that setting changed, or /proc/sys mounted for writing")
         }
         DeviceError::Names(_)
         | DeviceError::Route(_)
@@ -178,12 +233,20 @@ impl From<SocketError> for Failure {
                 "an agentnet is running there: stop it (agentnet down), or name another --socket",
             ),
             SocketError::NotASocket(_) => Some("name another place with --socket PATH"),
-            SocketError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            SocketError::Io { source, .. } if trouble(source).is_some() => {
                 Some("name a place that can be written with --socket PATH")
             }
             SocketError::Given(_) | SocketError::Io { .. } => None,
         };
-        Self::cured(&error, cure)
+        let code = match &error {
+            SocketError::InUse(_) => Some("node_elsewhere"),
+            SocketError::Io { source, .. } => trouble(source).map(|(code, _)| code),
+            SocketError::Given(_) | SocketError::NotASocket(_) => None,
+        };
+        Self {
+            code,
+            ..Self::cured(&error, cure)
+        }
     }
 }
 

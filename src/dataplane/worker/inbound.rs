@@ -201,6 +201,7 @@ impl Worker {
             let joined = shard.halves.take(pair, packet, came.ecn, self.now);
             if let Some((mut bytes, ecn)) = joined {
                 if !ecn.decapsulate(&mut bytes) {
+                    self.show_in(pair.local, Some(DropReason::EcnNotCapable), &bytes);
                     self.seen.drops.count(DropReason::EcnNotCapable);
                     return;
                 }
@@ -212,11 +213,11 @@ impl Worker {
             }
             return;
         }
-        if !came.ecn.decapsulate(packet) {
-            self.seen.drops.count(DropReason::EcnNotCapable);
-            return;
-        }
-        let judged = shard.switch.inbound(pair, packet, self.now);
+        let judged = if came.ecn.decapsulate(packet) {
+            shard.inbound(pair, packet, self.now)
+        } else {
+            Verdict::Drop(DropReason::EcnNotCapable)
+        };
         self.taps.show(Seen {
             at: self.now,
             local: pair.local,
@@ -253,12 +254,24 @@ impl Worker {
             merger,
             received,
             tuns,
+            taps,
             seen,
+            now,
             ..
         } = self;
         merger.drain(|run| {
+            let mut dropped = |reason, buffer: &[u8]| {
+                seen.drops.add(reason, run.packets() as u64);
+                taps.show(Seen {
+                    at: *now,
+                    local: run.local,
+                    way: Way::In,
+                    dropped: Some(reason),
+                    bytes: &run.parts(buffer).collect::<Vec<_>>().concat(),
+                });
+            };
             let Some(tun) = tuns.get(&run.local) else {
-                seen.drops.add(DropReason::TunMissing, run.packets() as u64);
+                dropped(DropReason::TunMissing, received);
                 return;
             };
             let head = run.head(received);
@@ -270,7 +283,7 @@ impl Worker {
                 Ok(_) => count_run(seen, run),
                 Err(errno) => {
                     tracing::trace!(%errno, "Packets not written");
-                    seen.drops.add(DropReason::TunWrite, run.packets() as u64);
+                    dropped(DropReason::TunWrite, received);
                 }
             }
         });
@@ -290,7 +303,7 @@ impl Worker {
         let InPacket { local, peer, bytes } = packet;
         let pair = Pair { local, peer };
         let shard = held.at(self.shards.of(&pair));
-        match shard.switch.inbound(pair, &bytes, self.now) {
+        match shard.inbound(pair, &bytes, self.now) {
             Verdict::Pass => {
                 if self.write_tun(local, &bytes) {
                     self.seen.tun_out.count(bytes.len());
@@ -318,6 +331,7 @@ impl Worker {
     /// Writes a packet to the TUN of `local`, or counts why not.
     pub(super) fn write_tun(&mut self, local: OverlayIp, bytes: &[u8]) -> bool {
         let Some(tun) = self.tuns.get(&local) else {
+            self.show_in(local, Some(DropReason::TunMissing), bytes);
             self.seen.drops.count(DropReason::TunMissing);
             return false;
         };

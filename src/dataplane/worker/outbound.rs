@@ -100,14 +100,17 @@ impl Worker {
             return;
         };
         let shard = held.at(self.shards.of_addresses(packet));
-        let judged = shard.switch.outbound(realm, packet, self.now);
-        self.taps.show(Seen {
-            at: self.now,
-            local,
-            way: Way::Out,
-            dropped: judged.dropped(),
-            bytes: packet,
-        });
+        let judged = shard.outbound(realm, packet, self.now);
+        // What goes to somebody unknown is shown when that is decided: it is dropped, or comes back.
+        if !matches!(judged, Outbound::ToUnknown(_)) {
+            self.taps.show(Seen {
+                at: self.now,
+                local,
+                way: Way::Out,
+                dropped: judged.dropped(),
+                bytes: packet,
+            });
+        }
         match judged {
             Outbound::ToPeer(pair) => self.send_out(held, pair, &header, end, slow),
             Outbound::ToUnknown(pair) => {
@@ -146,7 +149,8 @@ impl Worker {
             slow.extend(packets);
             return;
         };
-        let (seen, batches) = (&mut self.seen, &mut self.batches);
+        let (seen, batches, taps) = (&mut self.seen, &mut self.batches, &mut self.taps);
+        let now = self.now;
         let (to, by) = (way.to(), way.slot());
         let ecn = Ecn::of_packet(packet);
         let mut sealed = Volume::default();
@@ -172,6 +176,13 @@ impl Worker {
                 seen.tun_in.count(piece.len());
             } else {
                 seen.drops.count(DropReason::NoSession);
+                taps.show(Seen {
+                    at: now,
+                    local: pair.local,
+                    way: Way::Out,
+                    dropped: Some(DropReason::NoSession),
+                    bytes: piece,
+                });
             }
         });
         channels.note_sent(pair, sealed, by);
@@ -199,6 +210,13 @@ impl Worker {
             }
         };
         self.seen.drops.count(reason);
+        self.taps.show(Seen {
+            at: self.now,
+            local: pair.local,
+            way: Way::Out,
+            dropped: Some(reason),
+            bytes: self.read.get(VIRTIO..end).unwrap_or_default(),
+        });
     }
 
     /// Cuts what was read into packets for the engine; those longer than `mtu` come in fragments of the
@@ -340,18 +358,18 @@ impl Worker {
         let shards = Arc::clone(&self.shards);
         let mut held = shards.hold();
         for packet in packets {
-            let Some(tun) = self.tuns.get(&packet.local) else {
-                self.seen.drops.count(DropReason::TunMissing);
+            let Some(realm) = self.tuns.get(&packet.local).map(|tun| tun.realm) else {
+                self.drop_out(DropReason::TunMissing, &packet);
                 continue;
             };
-            let realm = tun.realm;
             let pair = Pair {
                 local: packet.local,
                 peer: packet.peer,
             };
             let shard = held.at(shards.of_addresses(&packet.bytes));
-            match shard.switch.outbound(realm, &packet.bytes, self.now) {
+            match shard.outbound(realm, &packet.bytes, self.now) {
                 Outbound::ToPeer(to) if to == pair => {
+                    self.show_out(None, &packet);
                     let end = VIRTIO + packet.bytes.len();
                     let Some(place) = self.read.get_mut(VIRTIO..end) else {
                         continue;
@@ -359,15 +377,34 @@ impl Worker {
                     place.copy_from_slice(&packet.bytes);
                     self.send_out(&mut held, pair, &VirtioHeader::default(), end, &mut slow);
                 }
-                Outbound::ToPeer(_) => self.seen.drops.count(DropReason::TunDestination),
+                Outbound::ToPeer(_) => self.drop_out(DropReason::TunDestination, &packet),
                 Outbound::ToUnknown(_) => self.offer(1, FromWorker::Unknown(packet)),
-                Outbound::Reset(reason, reset) => self.reset(reason, &reset),
-                Outbound::Drop(reason) => self.seen.drops.count(reason),
+                Outbound::Reset(reason, reset) => {
+                    self.show_out(Some(reason), &packet);
+                    self.reset(reason, &reset);
+                }
+                Outbound::Drop(reason) => self.drop_out(reason, &packet),
             }
         }
         drop(held);
         self.flush();
         self.hand_over(slow);
+    }
+
+    /// Shows a packet of a local program that was not shown when it was read.
+    pub(super) fn show_out(&mut self, dropped: Option<DropReason>, packet: &OutPacket) {
+        self.taps.show(Seen {
+            at: self.now,
+            local: packet.local,
+            way: Way::Out,
+            dropped,
+            bytes: &packet.bytes,
+        });
+    }
+
+    fn drop_out(&mut self, reason: DropReason, packet: &OutPacket) {
+        self.seen.drops.count(reason);
+        self.show_out(Some(reason), packet);
     }
 
     fn reset(&mut self, reason: DropReason, reset: &[u8]) {

@@ -168,7 +168,10 @@ impl Local {
         let (message, travel) = match output {
             PeerOutput::Datagram(_, message) => (message, Travel::Freely),
             PeerOutput::Alone(_, message, travel) => (message, *travel),
-            PeerOutput::Doubt(_) | PeerOutput::Open(..) | PeerOutput::Packet(..) => return,
+            PeerOutput::Doubt(_)
+            | PeerOutput::Dropped(..)
+            | PeerOutput::Open(..)
+            | PeerOutput::Packet(..) => return,
         };
         let is_handshake = matches!(
             Datagram::classify(message),

@@ -21,13 +21,17 @@ impl Local {
         &mut self,
         time: Time,
         fresh: &mut impl FnMut() -> (u32, Zeroizing<[u8; 32]>),
+        out: &mut Out,
     ) -> bool {
         let (wanted, own) = self.wanted_wireguard(time.unix);
         let stays = |peer: &PlainPeer| wanted.iter().any(|kept| kept == peer.kept());
         let gone = self.wireguard.values().filter(|peer| !stays(peer));
         let gone = gone.map(PlainPeer::address).collect::<Vec<_>>();
         for address in &gone {
-            self.wireguard.remove(address);
+            let waiting = self.wireguard.remove(address).map(PlainPeer::into_waiting);
+            for packet in waiting.into_iter().flatten() {
+                out.drop_packet(self.address, DropReason::NoPeer, &packet);
+            }
         }
         let mut changed = !gone.is_empty();
         let Some((ports, until)) = own else {
@@ -107,6 +111,7 @@ impl Local {
                 PlainOutput::Datagram(to, bytes) => {
                     out.transmits.push_back(Transmit::new(to, bytes));
                 }
+                PlainOutput::Dropped(reason, packet) => out.drop_packet(local, reason, &packet),
                 PlainOutput::Packet(bytes) => out.packets.push_back(Packet { local, peer, bytes }),
             }
         }

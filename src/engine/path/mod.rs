@@ -283,6 +283,14 @@ impl PathAgent {
         }
     }
 
+    /// Takes that the peer began a session and knew no direct way to us: it may have begun anew, elsewhere, so
+    /// what answered directly may be nobody now.
+    pub fn handle_new_beginning(&mut self, now: Instant) {
+        if let Some(path @ Path::Direct(_)) = self.current {
+            self.distrust(path, now);
+        }
+    }
+
     /// Tells and asks everything at the beginning of a session.
     fn begin(&mut self, now: Instant) {
         self.is_quiet = false;

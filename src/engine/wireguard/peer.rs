@@ -31,6 +31,8 @@ const GIVE_UP: Duration = Duration::from_secs(90);
 pub(crate) enum PlainOutput {
     /// A message for the peer, and where it goes.
     Datagram(SocketAddr, Vec<u8>),
+    /// A packet that waited goes no further.
+    Dropped(DropReason, Vec<u8>),
     /// A packet of the peer.
     Packet(Vec<u8>),
 }
@@ -133,6 +135,11 @@ impl PlainPeer {
         }
     }
 
+    /// Returns the packets that wait for a session, now that none is to be had any more.
+    pub(crate) fn into_waiting(self) -> impl Iterator<Item = Vec<u8>> {
+        self.queue.into_iter()
+    }
+
     /// Seals a packet, or keeps it until there is a session.
     pub(crate) fn send(
         &mut self,
@@ -226,8 +233,9 @@ impl PlainPeer {
         self.stats.handshakes += 1;
         self.handshake = None;
         for packet in std::mem::take(&mut self.queue) {
-            // One that does not go is lost, as on any wire.
-            let _lost = self.send(&packet, now, out);
+            if let Err(reason) = self.send(&packet, now, out) {
+                out.push(PlainOutput::Dropped(reason, packet));
+            }
         }
     }
 
@@ -240,7 +248,8 @@ impl PlainPeer {
         };
         if now >= handshake.since + GIVE_UP {
             self.handshake = None;
-            self.queue.clear();
+            let given_up = self.queue.drain(..);
+            out.extend(given_up.map(|one| PlainOutput::Dropped(DropReason::NoSession, one)));
         } else {
             self.begin(handshake.since, now, out);
         }

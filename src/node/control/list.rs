@@ -168,6 +168,7 @@ fn agent(
         program: device.as_ref().and_then(|(_, program)| *program),
         device: device.map(|(name, _)| name),
         apart: membership.placement.apart,
+        bound: membership.placement.bound.clone(),
         peers: u32::try_from(core.engine.peers(local, now()).len()).unwrap_or(u32::MAX),
         pending: u32::try_from(membership.incoming.len()).unwrap_or(u32::MAX),
     })

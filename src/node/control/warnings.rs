@@ -198,3 +198,93 @@ fn carrier_warning(core: &Core, agent: &AgentStatus) -> Option<Warning> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+    use crate::id::IdentityKey;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    /// Returns an agent with which all is well.
+    fn agent() -> AgentStatus {
+        let id = IdentityKey::from_seed([1; 32]).did();
+        let gateway = json!({
+            "id": id, "endpoint": "192.0.2.1:16201", "state": "connected", "since": NOW,
+            "observed": null, "rtt_ms": null,
+        });
+        let status = json!({
+            "name": "a.acme.agent", "id": id, "address": "fd00:0:0:1::1", "network": "acme", "network_id": id,
+            "membership": {
+                "since": NOW, "expires": NOW + Duration::from_secs(90 * 86_400), "renews": true,
+            },
+            "registry": { "url": "https://r", "state": "connected", "since": NOW },
+            "gateway": gateway, "device": "agn0", "peers": 0, "pending": 0,
+        });
+        from_value(status).unwrap()
+    }
+
+    /// Returns the codes of all that is told of one agent.
+    fn codes(agent: &AgentStatus, days: u64) -> Vec<String> {
+        let time = NOW + Duration::from_secs(days * 86_400);
+        let found = [
+            membership_warning(agent, time),
+            device_warning(agent),
+            registry_warning(agent),
+            gateway_warning(agent),
+        ];
+        let found = found.into_iter().flatten();
+        found.map(|warning| warning.code).collect()
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_with_an_agent_is_told_with_its_cure() {
+        let of_gateway = |state| {
+            move |agent: &mut AgentStatus| {
+                agent.gateway.as_mut().unwrap().state = state;
+            }
+        };
+        type Change = Box<dyn Fn(&mut AgentStatus)>;
+        let changes: [(Change, &[&str]); 7] = [
+            (Box::new(|_| {}), &[]),
+            (Box::new(|agent| agent.device = None), &["no_device"]),
+            (
+                Box::new(|agent| {
+                    agent.device = None;
+                    agent.apart = true;
+                }),
+                &[],
+            ),
+            (
+                Box::new(|agent| agent.registry.state = LinkState::Unreachable),
+                &["registry_lost"],
+            ),
+            (Box::new(|agent| agent.gateway = None), &["no_gateway"]),
+            (
+                Box::new(of_gateway(LinkState::Unreachable)),
+                &["gateway_lost"],
+            ),
+            (Box::new(of_gateway(LinkState::Displaced)), &["displaced"]),
+        ];
+
+        for (change, expected) in changes {
+            let mut agent = agent();
+            change(&mut agent);
+            assert_eq!(codes(&agent, 1), expected);
+        }
+    }
+
+    #[test]
+    fn a_membership_that_ends_is_told_before_and_after() {
+        for (days, expected) in [
+            (60, None),
+            (70, Some("membership_lapses")),
+            (90, Some("membership_lapsed")),
+        ] {
+            let found = codes(&agent(), days);
+            assert_eq!(found.first().map(String::as_str), expected, "{days}");
+        }
+    }
+}

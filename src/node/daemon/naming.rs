@@ -1,10 +1,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Daemon, DaemonError};
 use crate::engine::names::Zone;
+use crate::node::causes::with_causes;
 use crate::node::driver::HOST;
 use crate::node::lent;
 use crate::node::names::Names;
@@ -17,6 +18,7 @@ const DNS_PORT: u16 = 53;
 impl Daemon {
     /// Starts the resolvers anew for the agents there are, and tells the host's programs of them.
     pub(super) async fn renew_names(&mut self) -> Result<(), DaemonError> {
+        self.settle_residents().await;
         for running in self.running.values_mut() {
             if let Some(resolver) = running.resolver.take() {
                 resolver.stop().await;
@@ -55,6 +57,19 @@ impl Daemon {
         };
         self.names.tell(wanted).await?;
         Ok(())
+    }
+
+    /// Does the same for one more agent. Where the host cannot be told it is a member and runs all the same;
+    /// `agentnet dns status` has the cure.
+    pub(super) async fn add_names(&mut self) -> Result<(), DaemonError> {
+        match self.renew_names().await {
+            Err(DaemonError::Dns(error)) => {
+                let (code, reason) = ("dns_failed", with_causes(&error));
+                warn!(code, reason, "The host is not told of an agent's names");
+                Ok(())
+            }
+            renewed => renewed,
+        }
     }
 
     /// Takes up what somebody else changed of the host's DNS, and puts our part back.

@@ -105,7 +105,7 @@ impl Daemon {
     }
 
     /// Closes the device of an agent, wherever it is.
-    async fn close_device(&self, local: OverlayIp) {
+    pub(super) async fn close_device(&self, local: OverlayIp) {
         let closed = self.handle.call(move |core: &mut Core| {
             core.set_realm(local, HOST);
             core.device_is_back(local);

@@ -1,19 +1,21 @@
 //! What this host has for agents and what stands in their way.
 
-use std::io::ErrorKind;
+use std::{collections::BTreeSet, io::ErrorKind, path::Path};
 
 use crate::config::NodeConfig;
 use crate::id::OverlayIp;
 use crate::node::causes::with_causes;
-use crate::node::doctor::{broken, odd, unknown, well};
+use crate::node::doctor::{broken, judge, odd, unknown, well};
 use crate::os::files::FileError;
 use crate::os::inspect;
 use crate::os::link::Links;
 use crate::os::lock::{LockError, StateLock};
+use crate::os::namespace::{self, Cause};
 use crate::os::route::{RouteError, Routing};
 use crate::os::sandbox::{self, Enforced};
 use crate::os::tun::TunError;
 use crate::os::udp::{self, UdpError};
+use crate::os::underlay::Route;
 use crate::wire::api::local::{Check, Status};
 
 /// The state of a node with thousands of peers, written anew beside the old one.
@@ -23,48 +25,28 @@ const LOW: u64 = 64 << 20; // bytes
 const DEVICE_NAMES: &str = "agn*";
 
 pub(super) fn kernel() -> Check {
-    let release = inspect::kernel();
-    if !inspect::has_ipv6() {
-        let cure = "load the module ipv6, and take ipv6.disable=1 from the kernel's command line";
-        return broken(
-            "kernel",
-            "no_ipv6",
-            format!("Linux {release} without IPv6"),
-            cure,
-        );
-    }
-    let landlock = match sandbox::offered() {
-        Ok(Enforced::Whole) => "landlock",
-        Ok(Enforced::Mostly) => "landlock of an older version",
-        Ok(Enforced::CapabilitiesOnly) | Err(_) => {
-            let text = format!(
-                "Linux {release} without landlock: nothing but its user keeps files from the daemon"
-            );
-            let cure = "Linux 5.13 or newer with landlock among its security modules (lsm= of its command line)";
-            return odd("kernel", "no_landlock", text, cure);
-        }
-    };
-    well("kernel", format!("Linux {release}, IPv6, {landlock}"))
+    let landlock = sandbox::offered().unwrap_or(Enforced::CapabilitiesOnly);
+    judge::kernel(&inspect::kernel(), inspect::has_ipv6(), landlock)
 }
 
 /// Namespaces without root are for `agentnet run` alone.
 pub(super) fn user_namespaces() -> Check {
-    let is = |name: &str, value: &str| inspect::setting(name).is_some_and(|found| found == value);
-    if is("user/max_user_namespaces", "0") || is("kernel/unprivileged_userns_clone", "0") {
-        let cure = "as root: sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 (those that exist)";
+    let forbidden = namespace::forbidden(Path::new("/"));
+    if let Some(off @ Cause::UserNamespacesOff) = forbidden {
         let text = "`agentnet run` does not work without root: user namespaces are switched off";
-        return odd("namespaces", "user_namespaces_off", text, cure);
-    }
-    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        return well(
+        return odd(
             "namespaces",
-            "for programs that AppArmor lets have them (the package brings a profile)",
+            off.as_str(),
+            text,
+            off.hint().unwrap_or_default(),
         );
     }
-    well(
-        "namespaces",
-        "for everybody, so `agentnet run` needs no root",
-    )
+    let text = if forbidden == Some(Cause::AppArmor) {
+        "for programs that AppArmor lets have them (the package brings a profile)"
+    } else {
+        "for everybody, so `agentnet run` needs no root"
+    };
+    well("namespaces", text)
 }
 
 /// What a running node has is no question of our own rights.
@@ -137,20 +119,7 @@ pub(super) fn disk(config: &NodeConfig) -> Check {
         | FileError::TooLarge { .. } => ErrorKind::Other,
     };
     let text = format!("{shown} cannot be written: {}", with_causes(&error));
-    if [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&kind) {
-        let cure =
-            "free some space on that disk; what changes meanwhile is lost when the node stops";
-        broken("disk", "disk_full", text, cure)
-    } else if kind == ErrorKind::ReadOnlyFilesystem {
-        let cure = "mount it for writing (mount -o remount,rw), or name another place with --state";
-        broken("disk", "disk_read_only", text, cure)
-    } else if kind == ErrorKind::PermissionDenied {
-        let text = format!("{shown} is for another user to look at: run as root");
-        unknown("disk", text)
-    } else {
-        let cure = "see dmesg, and mend or replace the disk";
-        broken("disk", "disk_failed", text, cure)
-    }
+    judge::disk(&shown.to_string(), kind, text)
 }
 
 /// Tells of another node that has our directory.
@@ -220,25 +189,30 @@ pub(super) async fn addresses(agents: &[OverlayIp], status: Option<&Status>) -> 
 
 /// Tells of several ways out of which strict filtering allows one.
 pub(super) async fn routes() -> Check {
-    let strict = inspect::setting("net/ipv4/conf/all/rp_filter").is_some_and(|set| set == "1");
     let routes = match Links::open() {
         Ok(links) => links.routes().await,
         Err(error) => return unknown("routes", error.to_string()),
     };
-    let defaults = match routes {
-        Ok(routes) => routes.iter().filter(|route| route.is_default_v4()).count(),
+    let routes = match routes {
+        Ok(routes) => routes,
         Err(error) => return unknown("routes", error.to_string()),
     };
-    if strict && defaults > 1 {
+    let defaults = routes.iter().filter(|route| route.is_default_v4());
+    let (count, devices) = (
+        defaults.clone().count(),
+        defaults.flat_map(Route::devices).collect::<BTreeSet<_>>(),
+    );
+    let mut strict = devices.iter().filter(|of| inspect::filters_strictly(**of));
+    if devices.len() > 1 && strict.next().is_some() {
         let text = "several default routes, and the kernel drops what comes by another one than answers take";
-        let cure = "sysctl net.ipv4.conf.all.rp_filter=2";
+        let cure = "as root: sysctl -w net.ipv4.conf.all.rp_filter=2";
         return odd("routes", "rp_filter", text, cure);
     }
-    well("routes", format!("{defaults} default routes over IPv4"))
+    well("routes", format!("{count} default routes over IPv4"))
 }
 
 pub(super) async fn firewall() -> Check {
-    let Some(chains) = inspect::closed_chains().await else {
+    let Some(chains) = inspect::closed_chains(DEVICE_NAMES).await else {
         return unknown(
             "firewall",
             "not looked at: that takes root and the program nft",
@@ -247,14 +221,14 @@ pub(super) async fn firewall() -> Check {
     let Some(chain) = chains.first() else {
         return well(
             "firewall",
-            "no chain of nftables drops what comes in by default",
+            "no chain of nftables drops by default what comes in by agents' devices",
         );
     };
     let text = format!(
         "the chain `{chain}` drops what comes in unless a rule says otherwise: peers reach no server here without one"
     );
     let cure = format!(
-        "nft insert rule {chain} iifname \"{DEVICE_NAMES}\" accept; agentnet's own filter stands behind it"
+        "as root: nft insert rule {chain} iifname \"{DEVICE_NAMES}\" accept; agentnet's own filter stands behind it"
     );
     odd("firewall", "firewall_closed", text, cure)
 }

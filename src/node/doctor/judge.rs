@@ -1,6 +1,9 @@
 //! Pure: what was found out by others, as checks.
 
+use std::io::ErrorKind;
+
 use crate::node::doctor::{broken, found, odd, unknown, well};
+use crate::os::sandbox::Enforced;
 use crate::wire::api::local::{
     Check, CheckState, DnsCheck, LinkState, Netcheck, NetcheckFamily, Status, Warning,
 };
@@ -94,6 +97,48 @@ pub(super) fn network(check: Option<&Netcheck>) -> Vec<Check> {
     checks
 }
 
+/// Judges what the kernel has.
+pub(super) fn kernel(release: &str, has_ipv6: bool, landlock: Enforced) -> Check {
+    if !has_ipv6 {
+        let text = format!("Linux {release} without IPv6");
+        let cure = "load the module ipv6, and take ipv6.disable=1 from the kernel's command line";
+        return broken("kernel", "no_ipv6", text, cure);
+    }
+    let landlock = match landlock {
+        Enforced::Whole => "landlock",
+        Enforced::Mostly => "landlock of an older version",
+        Enforced::CapabilitiesOnly => {
+            let text = format!(
+                "Linux {release} without landlock: nothing but its user keeps files from the daemon"
+            );
+            let cure = "Linux 5.13 or newer with landlock among its security modules (lsm= of its command line)";
+            return odd("kernel", "no_landlock", text, cure);
+        }
+    };
+    well("kernel", format!("Linux {release}, IPv6, {landlock}"))
+}
+
+/// Judges why the state directory `shown` cannot be written.
+pub(super) fn disk(shown: &str, kind: ErrorKind, text: String) -> Check {
+    if [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&kind) {
+        let cure =
+            "free some space on that disk; what changes meanwhile is lost when the node stops";
+        broken("disk", "disk_full", text, cure)
+    } else if kind == ErrorKind::ReadOnlyFilesystem {
+        let cure = "mount it for writing (mount -o remount,rw), or name another place with --state";
+        broken("disk", "disk_read_only", text, cure)
+    } else if kind == ErrorKind::PermissionDenied {
+        let text = format!("{shown} is for another user to look at: run as root");
+        unknown("disk", text)
+    } else if kind == ErrorKind::NotADirectory {
+        let cure = "move that file away, or name another place with --state";
+        broken("disk", "disk_failed", text, cure)
+    } else {
+        let cure = "see dmesg, and mend or replace the disk";
+        broken("disk", "disk_failed", text, cure)
+    }
+}
+
 fn clock(ahead: Option<i64>) -> Option<Check> {
     Some(match ahead? {
         seconds @ (-5..=5) => well("clock", format!("{seconds} s ahead of the registry's")),
@@ -176,6 +221,9 @@ mod tests {
             ("udp_blocked", CheckState::Odd),
             ("registry_unreachable", CheckState::Broken),
             ("nat_hard", CheckState::Odd),
+            ("membership_lapses", CheckState::Odd),
+            ("membership_lapsed", CheckState::Broken),
+            ("revocation_withheld", CheckState::Odd),
             ("of_a_newer_node", CheckState::Broken),
         ] {
             let check = of_warning("network", &warning(code));
@@ -202,6 +250,68 @@ mod tests {
         let codes = codes.iter().filter_map(|check| check.code.as_deref());
 
         assert_eq!(codes.collect::<Vec<_>>(), ["mtu_small", "clock_drifts"]);
+    }
+
+    fn status(version: &str) -> Status {
+        Status {
+            version: version.to_owned(),
+            now: Default::default(),
+            started: Default::default(),
+            pid: 7,
+            udp: vec![],
+            dns: String::new(),
+            agents: vec![],
+            stun: vec![],
+            port_mapping: None,
+            nat_mapping: None,
+            drops: Default::default(),
+            warnings: vec![],
+        }
+    }
+
+    #[test]
+    fn a_node_of_another_version_is_told() {
+        let code = |version: &str| node(Some(&status(version)), None)[0].code.clone();
+
+        assert_eq!(code(env!("CARGO_PKG_VERSION")), None);
+        assert_eq!(code("0.0.1").as_deref(), Some("version_differs"));
+    }
+
+    /// Issue 6, bad input: old kernels.
+    #[test]
+    fn what_a_kernel_lacks_is_told() {
+        for (has_ipv6, landlock, code, state) in [
+            (true, Enforced::Whole, None, CheckState::Well),
+            (true, Enforced::Mostly, None, CheckState::Well),
+            (
+                true,
+                Enforced::CapabilitiesOnly,
+                Some("no_landlock"),
+                CheckState::Odd,
+            ),
+            (false, Enforced::Whole, Some("no_ipv6"), CheckState::Broken),
+        ] {
+            let check = kernel("4.9", has_ipv6, landlock);
+
+            assert_eq!((check.code.as_deref(), check.state), (code, state));
+        }
+    }
+
+    #[test]
+    fn a_disk_is_judged_by_what_it_says() {
+        for (kind, code) in [
+            (ErrorKind::StorageFull, Some("disk_full")),
+            (ErrorKind::QuotaExceeded, Some("disk_full")),
+            (ErrorKind::ReadOnlyFilesystem, Some("disk_read_only")),
+            (ErrorKind::NotADirectory, Some("disk_failed")),
+            (ErrorKind::Other, Some("disk_failed")),
+            (ErrorKind::PermissionDenied, None),
+        ] {
+            let check = disk("/state", kind, "it is so".to_owned());
+
+            assert_eq!(check.code.as_deref(), code);
+            assert_eq!(check.cure.is_some(), code.is_some());
+        }
     }
 
     #[test]

@@ -58,6 +58,15 @@ impl Cause {
         }
     }
 
+    /// Returns the limit that a system call ran into; None when it was something else.
+    pub fn of_limits(error: &io::Error) -> Option<Self> {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAGAIN) => Some(Self::TooManyProcesses),
+            Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => Some(Self::NoMemory),
+            _ => None,
+        }
+    }
+
     /// Says what a person can do about it; None where only the system's word helps.
     pub const fn hint(self) -> Option<&'static str> {
         match self {
@@ -89,7 +98,7 @@ impl Cause {
                 "in a container, allow unshare and mount by its seccomp profile (docker: --security-opt seccomp=unconfined), or start it by podman",
             ),
             Self::UserNamespacesOff => Some(
-                "as root: sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 (those that exist)",
+                "as root: sysctl -e -w user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1",
             ),
         }
     }
@@ -112,13 +121,13 @@ impl Obstacle {
 
     /// A system call that failed for reasons common to all.
     pub(super) fn os(what: &str, error: &io::Error) -> Self {
-        let cause = common(error).unwrap_or(Cause::Os);
+        let cause = Cause::of_limits(error).unwrap_or(Cause::Os);
         Self::new(cause, format!("cannot {what}: {error}"))
     }
 
     /// The namespaces cannot be made; `root` is where the host's files are.
     pub(super) fn unshare(what: &str, error: &io::Error, root: &Path) -> Self {
-        let cause = common(error).unwrap_or_else(|| refused(error, root));
+        let cause = Cause::of_limits(error).unwrap_or_else(|| refused(error, root));
         Self::new(cause, format!("cannot {what}: {error}"))
     }
 }
@@ -141,12 +150,15 @@ impl From<RouteError> for Obstacle {
     }
 }
 
-fn common(error: &io::Error) -> Option<Cause> {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EAGAIN) => Some(Cause::TooManyProcesses),
-        Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => Some(Cause::NoMemory),
-        _ => None,
+/// Tells which of the kernel's settings keeps ordinary users from namespaces, if one does; `root` is where the
+/// host's files are.
+pub fn forbidden(root: &Path) -> Option<Cause> {
+    let set = |name: &str| fs::read_to_string(root.join("proc/sys").join(name)).ok();
+    let is = |name: &str, value: &str| set(name).is_some_and(|found| found.trim() == value);
+    if is("user/max_user_namespaces", "0") || is("kernel/unprivileged_userns_clone", "0") {
+        return Some(Cause::UserNamespacesOff);
     }
+    is("kernel/apparmor_restrict_unprivileged_userns", "1").then_some(Cause::AppArmor)
 }
 
 /// Finds out who refused, by what the kernel tells of its settings.
@@ -155,18 +167,13 @@ fn refused(error: &io::Error, root: &Path) -> Cause {
     if matches!(errno, Some(Errno::ENOSYS | Errno::EINVAL)) {
         return Cause::KernelLacks;
     }
-    let set = |name: &str| fs::read_to_string(root.join("proc/sys").join(name)).ok();
-    let is = |name: &str, value: &str| set(name).is_some_and(|found| found.trim() == value);
-    if is("user/max_user_namespaces", "0") || is("kernel/unprivileged_userns_clone", "0") {
-        return Cause::UserNamespacesOff;
-    }
-    if matches!(errno, Some(Errno::ENOSPC | Errno::EUSERS)) {
+    let by_setting = forbidden(root);
+    if by_setting != Some(Cause::UserNamespacesOff)
+        && matches!(errno, Some(Errno::ENOSPC | Errno::EUSERS))
+    {
         return Cause::TooManyNamespaces;
     }
-    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        return Cause::AppArmor;
-    }
-    Cause::UserNamespacesDenied
+    by_setting.unwrap_or(Cause::UserNamespacesDenied)
 }
 
 #[cfg(test)]

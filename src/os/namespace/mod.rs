@@ -15,7 +15,7 @@ mod processes;
 mod signals;
 mod talk;
 
-pub use causes::{Cause, Obstacle};
+pub use causes::{Cause, Obstacle, forbidden};
 pub use init::Ending;
 pub use inside::run as run_inside;
 pub use mounts::DEVICE_DIR;

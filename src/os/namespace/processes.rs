@@ -1,6 +1,12 @@
 //! The processes below one, as /proc tells of them.
 
-use std::{fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -8,28 +14,73 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
-/// Rounds in which processes below are looked for; each round ends those that are found, and their
-/// children come to us.
-const ROUNDS: u32 = 100;
+/// Rounds in which processes below are looked for. One ends what does not multiply; what does is stopped faster
+/// than it grows where something limits it, and a limit is what it has reached then.
+const ROUNDS: u32 = 1000;
 
-/// Ends every process below this one that `ours` is true of, and those below them.
+/// How long those are left alone that have been told to end and have not yet.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Ends every child of this process that `ours` is true of, and all that is below them.
 ///
 /// This process must be the one that orphans come to (PR_SET_CHILD_SUBREAPER).
 pub(super) fn end_all(ours: impl Fn(Pid) -> bool) {
+    let mut ended = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let children = children().into_iter().filter(|pid| ours(*pid));
-        let children = children.collect::<Vec<_>>();
-        if children.is_empty() {
+        let found = below(&ours);
+        if found.is_empty() {
             return;
         }
-        for child in &children {
-            // It may have ended by itself.
-            let _ended = kill(*child, Signal::SIGKILL);
+        let is_new = |process: &Found| process.is_alive && !ended.contains(&process.pid);
+        if found.iter().any(|process| process.is_alive) && !found.iter().any(is_new) {
+            thread::sleep(PAUSE);
         }
-        for child in children {
-            let _ended = waitpid(child, None);
+        // Who is ended and not waited for keeps its place under a limit, so that nobody else gets it. The parents
+        // of those that still run are among them.
+        for process in found.iter().filter(|process| process.is_alive) {
+            // It may have ended by itself.
+            let _gone = kill(process.pid, Signal::SIGKILL);
+            ended.insert(process.pid);
+        }
+        if found.iter().all(|process| !process.is_alive) {
+            // What ended below others comes to us, and is found in the next round.
+            for process in found.iter().filter(|process| process.is_child) {
+                let _ended = waitpid(process.pid, None);
+            }
         }
     }
+}
+
+/// A process below this one.
+#[derive(Debug)]
+struct Found {
+    pid: Pid,
+    is_child: bool,
+    /// Whether it has not ended yet.
+    is_alive: bool,
+}
+
+/// Returns the children that `ours` is true of, and all that is below them.
+fn below(ours: impl Fn(Pid) -> bool) -> Vec<Found> {
+    let mut all = BTreeMap::<_, Vec<_>>::new();
+    for stat in self::all() {
+        all.entry(stat.parent).or_default().push(stat);
+    }
+    let me = getpid();
+    let mut found = Vec::new();
+    let mut parents = vec![me];
+    while let Some(parent) = parents.pop() {
+        let of_parent = all.remove(&parent).unwrap_or_default().into_iter();
+        for stat in of_parent.filter(|stat| parent != me || ours(stat.pid)) {
+            parents.push(stat.pid);
+            found.push(Found {
+                pid: stat.pid,
+                is_child: parent == me,
+                is_alive: stat.is_alive,
+            });
+        }
+    }
+    found
 }
 
 /// Takes the status of every child that has ended or changed; says so to `changed`.
@@ -49,23 +100,37 @@ pub(super) fn user_namespace(pid: Pid) -> Option<String> {
     Some(link.to_string_lossy().into_owned())
 }
 
-fn children() -> Vec<Pid> {
+/// What `/proc/PID/stat` says of a process.
+#[derive(Debug, Eq, PartialEq)]
+struct Stat {
+    pid: Pid,
+    parent: Pid,
+    is_alive: bool,
+}
+
+fn all() -> Vec<Stat> {
     let Ok(all) = fs::read_dir("/proc") else {
         return Vec::new();
     };
     let all = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let me = getpid().as_raw();
-    let is_child = |pid: &i32| {
+    all.filter_map(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.is_ok_and(|stat| parent(&stat) == Some(me))
-    };
-    all.filter(is_child).map(Pid::from_raw).collect()
+        read(Pid::from_raw(pid), &stat.ok()?)
+    })
+    .collect()
 }
 
-/// Reads the parent from `/proc/PID/stat`; the name before it may hold anything, brackets too.
-fn parent(stat: &str) -> Option<i32> {
+/// Reads `/proc/PID/stat`; the name in it may hold anything, brackets too.
+fn read(pid: Pid, stat: &str) -> Option<Stat> {
     let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(1)?.parse().ok()
+    let mut fields = fields.split(' ');
+    let is_alive = !matches!(fields.next()?, "X" | "Z");
+    let parent = Pid::from_raw(fields.next()?.parse().ok()?);
+    Some(Stat {
+        pid,
+        parent,
+        is_alive,
+    })
 }
 
 #[cfg(test)]
@@ -74,18 +139,27 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_does_not_hide_the_parent() {
-        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
-        assert_eq!(parent("12 (nonsense"), None);
+        let pid = Pid::from_raw(12);
+        let read = |text| read(pid, text).map(|stat| (stat.parent.as_raw(), stat.is_alive));
+
+        assert_eq!(read("12 (a) b) S 7 12 12 0"), Some((7, true)));
+        assert_eq!(read("12 (a) Z 7 12 12 0"), Some((7, false)));
+        assert_eq!(read("12 (nonsense"), None);
     }
 
     #[test]
     fn a_child_is_found_and_ended() {
-        let child = std::process::Command::new("sleep").arg("1000").spawn();
+        let mut shell = std::process::Command::new("sh");
+        // One below it too, which is not waited for by anybody here.
+        let child = shell.args(["-c", "sleep 1000 & wait"]).spawn();
         let pid = Pid::from_raw(i32::try_from(child.unwrap().id()).unwrap());
+        let ours = |found: Pid| found == pid;
+        while below(ours).len() < 2 {
+            thread::yield_now();
+        }
 
-        assert!(children().contains(&pid));
-        end_all(|found| found == pid);
+        end_all(ours);
 
-        assert!(!children().contains(&pid));
+        assert!(below(ours).is_empty());
     }
 }

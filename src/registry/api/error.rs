@@ -76,7 +76,11 @@ impl From<Code> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        error!(%error, "The store failed");
+        if error.is_full() {
+            error!(code = "disk_full", reason = %error, "The store has no room");
+            return Self::with(Code::Internal, "its disk is full");
+        }
+        error!(code = "store_failed", reason = %error, "The store failed");
         Code::Internal.into()
     }
 }

@@ -16,7 +16,7 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{
     Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Pool, Row, Transaction};
+use sqlx::{Connection, Pool, Row, Transaction};
 
 use crate::id::{AgentId, Did, MemberName, NetworkId, UnixTime};
 use crate::registry::store::{
@@ -116,6 +116,11 @@ async fn pool(path: &Path, connections: u32) -> Result<Pool<Sqlite>, StoreError>
         .synchronous(SqliteSynchronous::Full);
     let pool = PoolOptions::new()
         .max_connections(connections)
+        // A disk without room ends a transaction, which sqlx then takes for a running one for ever.
+        .before_acquire(|connection: &mut SqliteConnection, _| {
+            let is_sound = !connection.is_in_transaction();
+            Box::pin(async move { Ok(is_sound) })
+        })
         .connect_with(options);
     Ok(pool.await?)
 }

@@ -39,6 +39,8 @@ pub enum Code {
     NotFound,
     /// The domain has no room for more.
     NoRoom,
+    /// What was to be kept could not be written.
+    StateUnsaved,
     /// A statement with a higher sequence number was seen before.
     StaleSeq,
     /// The request took too long to arrive or to be answered.
@@ -80,7 +82,7 @@ impl Code {
             Self::TooManyRequests => 429,
             Self::Internal | Self::Unknown => 500,
             Self::Unreachable => 503,
-            Self::NoRoom => 507,
+            Self::NoRoom | Self::StateUnsaved => 507,
         }
     }
 
@@ -103,6 +105,7 @@ impl Code {
             Self::NotFound => "not found",
             Self::NoRoom => "no room for more",
             Self::Revoked => "the authority was revoked",
+            Self::StateUnsaved => "not on disk",
             Self::StaleSeq => "a newer statement is known",
             Self::Timeout => "the request took too long",
             Self::TokenExpired => "the join token expired",
@@ -133,6 +136,7 @@ impl Code {
             Self::NotFound => "check the name, and that its owner consented",
             Self::NoRoom => "tell the operator",
             Self::Revoked => "ask the network's owner or admin for a new token",
+            Self::StateUnsaved => "free space or mend the disk, and try again",
             Self::StaleSeq => "fetch the newest statement and sign with a higher number",
             Self::Timeout => "try again",
             Self::TokenExpired | Self::TokenUsedUp => "ask the network's owner for a new token",

@@ -134,7 +134,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Way {
     Direct,
-    /// Directly, if a guess of the ports of a NAT is lucky: 87 to 98 times in 100 (docs/nat.md).
+    /// Directly, if a guess of the ports of a NAT is lucky: 98 times in 100 (docs/nat.md).
     Guessed,
     Relay,
 }

@@ -83,7 +83,7 @@ fn a_random_nat_and_one_that_filters_by_port_are_joined_by_guessing() {
         lab.trust("tcp/8000");
         let _server = lab.serve_page();
         let before = sockets(&lab.site.a);
-        // Up to 13 of a hundred attempts meet nowhere: then both nodes begin anew.
+        // Two of a hundred attempts meet nowhere: then both nodes begin anew.
         let is_found = (0..3).any(|attempt| {
             if attempt > 0 {
                 restart(lab);

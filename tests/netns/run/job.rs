@@ -116,3 +116,35 @@ fn as_the_first_process_it_takes_in_orphans() {
         assert!(ended.stdout.contains("none left\n"), "{ended}");
     });
 }
+
+/// Issue 6: a job that is stopped ends when it is told to, as a shell and a service manager do it.
+#[test]
+fn a_stopped_job_ends_when_it_is_told_to() {
+    in_world(|world| {
+        let lab = Lab::services(world);
+        let a = joined(&lab);
+        let is_stopped = |pid: u32| a.ok(&format!("ps -o stat= -p {pid}")).starts_with('T');
+
+        for (end, code) in [("-TERM", 143), ("-KILL", 137)] {
+            let program = a.start(&format!(
+                "exec {USER} agentnet run --state /mnt/a -- sh -c 'echo begun; exec sleep 1004'"
+            ));
+            wait_for("it runs", || {
+                program.stdout().contains("begun") && a.run("pgrep -f '^sleep 1004'").code == 0
+            });
+            a.ok("kill -STOP $(pgrep -f '^sleep 1004')");
+            wait_for("all of it stops", || is_stopped(program.id()));
+
+            // What ends a stopped job is followed by this.
+            a.ok(&format!(
+                "kill {end} {0}; kill -CONT {0} || true",
+                program.id()
+            ));
+
+            assert_eq!(program.finish(Duration::from_secs(20)).code, code, "{end}");
+            wait_for("nothing is left", || {
+                a.run("pgrep -f '^sleep 1004'").code != 0
+            });
+        }
+    });
+}

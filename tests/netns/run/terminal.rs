@@ -159,7 +159,8 @@ fn a_shell_stops_and_continues_it() {
             json!({"type": "\u{1a}"}),
             json!({"see": "Stopped"}),
             json!({"type": "bg\n"}),
-            json!({"see": "went on\n"}),
+            // The shell's prompt may come before the end of its line.
+            json!({"see": "went on"}),
             json!({"type": "fg\n"}),
             json!({"see": "agentnet run"}),
             json!({"type": "\u{3}"}),

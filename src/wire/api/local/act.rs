@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{AgentId, Label, MemberName, NetworkId, OverlayIp, UnixTime};
 use crate::wire::api::local::PathKind;
+use crate::wire::binding::Binding;
 
 /// Why a server on the host may refuse what the overlay lets through.
 pub const BIND_HINT: &str = "a server bound to 0.0.0.0 or 127.0.0.1 is not reachable over IPv6; \
@@ -76,6 +77,9 @@ pub struct JoinRequest {
     /// Number of the user who may run programs as the agent, beside those who may change the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
+    /// Whose programs alone may use it on the host's own network; None is everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Binding>,
 }
 
 impl fmt::Debug for JoinRequest {
@@ -122,6 +126,7 @@ mod tests {
             name: None,
             apart: false,
             user: None,
+            bound: None,
         };
 
         assert!(!format!("{request:?}").contains("secret"));

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{AgentId, Did, Label, NetworkId, OverlayIp, UnixTime};
 use crate::statement::Scope;
+use crate::wire::binding::Binding;
 use crate::wire::carrier::Carrier;
 use crate::wire::channel::Suite;
 
@@ -140,6 +141,9 @@ pub struct AgentStatus {
     /// Whether programs have it by `agentnet run` and not otherwise.
     #[serde(default)]
     pub apart: bool,
+    /// Whose programs alone may use it on the host; None is everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Binding>,
     /// Agents both consents stand with.
     pub peers: u32,
     /// Requests that wait for an answer here.
