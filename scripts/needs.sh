@@ -25,6 +25,7 @@ package_of() {
     pgrep) echo procps ;;
     ping) echo iputils-ping ;;
     strip) echo binutils ;;
+    systemd-nspawn) echo systemd-container ;;
     psql) echo postgresql-client ;;
     # Debian's openssh-server would be a service of this machine from then on; this one is none.
     dropbear | dropbearkey) echo dropbear-bin ;;

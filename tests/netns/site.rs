@@ -46,9 +46,8 @@ pub(crate) struct Site {
 impl Site {
     pub(crate) fn new(world: &World) -> Self {
         let [public, ra, rb, a, b] = ["pub", "ra", "rb", "a", "b"].map(|name| world.host(name));
-        public.ok(&format!(
-            "ip link add br0 type bridge && ip addr add {PUB}/24 dev br0 && ip link set br0 up"
-        ));
+        public.bridge("br0");
+        public.ok(&format!("ip addr add {PUB}/24 dev br0"));
         for (router, address, host, lan) in [(&ra, RA, &a, "10.0.1"), (&rb, RB, &b, "10.0.2")] {
             uplink(&public, (router, address), (host, "eth0"), lan);
             host.ok(&format!("ip route add default via {lan}.1"));

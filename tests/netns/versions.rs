@@ -28,7 +28,7 @@ impl Lan {
     /// Brings up the services, and both hosts with agents of their name attached.
     fn new(world: &World, a: &[&str], b: &[&str]) -> Self {
         let [public, host_a, host_b] = ["pub", "a", "b"].map(|name| world.host(name));
-        public.ok("ip link add br0 type bridge && ip link set br0 up");
+        public.bridge("br0");
         // No host has a version of the services that it has no address of.
         let versions = [a, b].concat();
         if versions.iter().any(|address| address.contains('.')) {

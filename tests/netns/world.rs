@@ -307,6 +307,14 @@ impl Host {
         Capture::start(self)
     }
 
+    /// Makes a bridge. Its address is its own: one that it took from its ports would change as others come, and
+    /// neighbours that keep the old one lose what they send for half a minute.
+    pub(crate) fn bridge(&self, name: &str) {
+        self.ok(&format!(
+            "ip link add {name} address 02:00:00:00:00:01 type bridge && ip link set {name} up"
+        ));
+    }
+
     /// Joins `interface` here and `far` on `other` by a cable, both up.
     pub(crate) fn link(&self, interface: &str, other: &Self, far: &str) {
         let (here, there) = (self.netns(), other.netns());

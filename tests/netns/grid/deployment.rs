@@ -91,9 +91,9 @@ impl Deployment {
 
 /// Runs what must be on the internet.
 fn services(internet: &Host, registry: &Host, proxy: &Host) -> Vec<Proc> {
+    internet.bridge("br0");
     internet.ok(&format!(
-        "ip link add br0 type bridge && ip link set br0 up && \
-         ip addr add {GATEWAY}/24 dev br0 && ip addr add {GATEWAY6}/64 dev br0 nodad && \
+        "ip addr add {GATEWAY}/24 dev br0 && ip addr add {GATEWAY6}/64 dev br0 nodad && \
          echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
     ));
     // A link stands for a way of many hops: nothing that is to go a few passes it.

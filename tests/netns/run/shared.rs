@@ -6,7 +6,7 @@ use crate::{
     host_dns::{lease, nameserver},
     lab::{B, MARKER},
     process::Proc,
-    run::{PARTS, USER, befriend, open_house},
+    run::{USER, befriend, open_house, wait_for_the_end},
     site::PUB,
     surroundings::changes,
     world::{Host, World, in_world, measured, wait_for},
@@ -200,7 +200,7 @@ fn a_program_has_its_hosts_network_too() {
         let took = took.split_once(" ms").unwrap().0;
         measured(&format!("64 MiB of the host's network came in {took} ms"));
         assert_eq!(changes(a), before);
-        wait_for("all ended", || a.run(PARTS).code == 1);
+        wait_for_the_end(a);
     });
 }
 
