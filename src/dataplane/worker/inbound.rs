@@ -262,6 +262,9 @@ impl Worker {
         merger.drain(|run| {
             let mut dropped = |reason, buffer: &[u8]| {
                 seen.drops.add(reason, run.packets() as u64);
+                if taps.is_empty() {
+                    return;
+                }
                 taps.show(Seen {
                     at: *now,
                     local: run.local,
