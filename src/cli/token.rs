@@ -63,7 +63,7 @@ struct CreateArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     uses: u32,
 
-    /// Free the names of those who join a day after they are gone
+    /// Free the names of those who join when they leave, or a day after they were last seen
     #[arg(long)]
     ephemeral: bool,
 

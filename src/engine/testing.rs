@@ -20,13 +20,13 @@ pub(crate) fn network() -> NetworkId {
 }
 
 /// The grants of the test network: owner 1, token 2 for every name, domain root 9, registry 4.
-fn grants() -> (Statement<Grant>, Statement<Grant>) {
+fn grants(ephemeral: bool) -> (Statement<Grant>, Statement<Grant>) {
     let prefix = DomainPrefix::of(&key(9).did().into()).network(7);
     let root = issue::root_grant(&key(1), "acme".parse().unwrap(), prefix, NOW).unwrap();
     let terms = TokenTerms {
         names: vec!["*".parse().unwrap()],
         tags: ["gpu".parse().unwrap()].into(),
-        ephemeral: false,
+        ephemeral,
         uses: 100,
         closes: NOW + Duration::from_secs(3600),
         life: Duration::from_secs(90 * 86_400),
@@ -38,7 +38,16 @@ fn grants() -> (Statement<Grant>, Statement<Grant>) {
 
 /// Returns the membership of agent `n` under `name`.
 pub(crate) fn membership(n: u8, name: &str) -> Membership {
-    let (root, token) = grants();
+    joined(n, name, false)
+}
+
+/// Returns the membership of agent `n`, which is ephemeral, under `name`.
+pub(crate) fn ephemeral(n: u8, name: &str) -> Membership {
+    joined(n, name, true)
+}
+
+fn joined(n: u8, name: &str, ephemeral: bool) -> Membership {
+    let (root, token) = grants(ephemeral);
     let name = name.parse::<MemberName>().unwrap();
     let agent =
         issue::agent_grant(&key(2), &token, key(n).did(), &name, NOW, root.expires()).unwrap();

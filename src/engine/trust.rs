@@ -3,6 +3,7 @@
 //! Works on what a membership keeps and nothing else, so that trust is the same after a restart
 //! and with the registry away.
 
+mod gone;
 mod settle;
 mod told;
 
@@ -248,7 +249,9 @@ impl Membership {
         }
         let member = self.check_record(&record, unix)?;
         let asked = self.outgoing.contains_key(&member.name.to_string());
-        if !asked && !self.given.contains_key(&from) && !self.received.contains_key(&from) {
+        let waits = record.claims().ttl == 0 && self.incoming.contains_key(&from);
+        let consents = self.given.contains_key(&from) || self.received.contains_key(&from);
+        if !asked && !consents && !waits {
             return Err(Refused::Unasked);
         }
         // One that was refused for now, as while another key held its name, may be taken later.
@@ -256,20 +259,19 @@ impl Membership {
             return Ok(Taken::Known);
         }
         self.learn_time(&record);
+        if record.claims().ttl == 0 {
+            return Ok(self.take_farewell(&member));
+        }
         self.keep_record(record, &member)?;
         Ok(Taken::Kept)
     }
 
-    /// Keeps a record; a second key for a name is refused while the first one's chain is valid.
+    /// Keeps a record; a second key for a name is refused while the first one holds it.
     fn keep_record(&mut self, record: Statement<Record>, member: &Member) -> Result<(), Refused> {
-        let holder = self.records.iter().find(|(did, known)| {
-            **did != record.issuer()
-                && known.claims().name == member.name
-                && self.check_record(known, record.issued()).is_ok()
-        });
-        if holder.is_some() {
+        if self.is_held(&member.name, &record) {
             return Err(Refused::NameHeld(member.name.clone()));
         }
+        self.forget_former(&member.name, &record);
         match self.records.get(&record.issuer()) {
             Some(known) if known.seq() >= record.seq() => return Ok(()),
             None if self.records.len() >= MAX_KEPT => return Err(Refused::Full),

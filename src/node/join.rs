@@ -131,13 +131,7 @@ async fn enrol(
     if gate.is_some_and(|gate| gate.claims.enrol != client.registry()) {
         return Err(JoinError::WrongRegistry);
     }
-    let record = record(
-        membership,
-        &member.name,
-        LEASE.as_secs(),
-        unix,
-        member.expires,
-    )?;
+    let record = record(membership, &member.name, unix, member.expires)?;
     let identity = membership.identity.clone();
     let caller = Caller::member(&identity, membership.network, unix);
     let joined = client.join(&caller, &record).await?;
@@ -148,10 +142,9 @@ async fn enrol(
     Ok(())
 }
 
-/// Tells the registry that the agent leaves; its name stays bound to its key.
+/// Tells the registry that the agent leaves; its name stays bound to its key, unless it is ephemeral.
 pub async fn leave(membership: &mut Membership, unix: UnixTime) -> Result<(), JoinError> {
-    let member = membership.member(unix)?;
-    let record = record(membership, &member.name, 0, unix, member.expires)?;
+    let record = membership.sign_farewell(unix)?;
     let pin = membership
         .pin
         .parse::<Pin>()
@@ -164,7 +157,6 @@ pub async fn leave(membership: &mut Membership, unix: UnixTime) -> Result<(), Jo
 fn record(
     membership: &mut Membership,
     name: &MemberName,
-    ttl: u64,
     unix: UnixTime,
     expires: UnixTime,
 ) -> Result<Statement<Record>, StatementError> {
@@ -175,7 +167,7 @@ fn record(
         tunnel: membership.tunnel.public(),
         gateways: Vec::new(),
         chain: membership.chain.clone(),
-        ttl,
+        ttl: LEASE.as_secs(),
     };
     let (key, network) = (&membership.identity, membership.network);
     issue::record(key, network, membership.seq, now, expires, claims)

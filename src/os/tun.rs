@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use thiserror::Error;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use crate::os::inspect;
+
 /// The kernel takes the first free number for `%d`.
 pub const ANY_NAME: &str = "agn%d";
 
@@ -18,7 +20,7 @@ const NODE: &str = "/dev/net/tun";
 /// What stops a device from being created.
 #[derive(Debug, Error)]
 pub enum TunError {
-    #[error("not permitted to create a TUN device (needs CAP_NET_ADMIN and access to {NODE})")]
+    #[error("not permitted to create a TUN device (needs CAP_NET_ADMIN)")]
     Denied,
     #[error("a network device `{0}` is there already")]
     NameTaken(String),
@@ -26,6 +28,8 @@ pub enum TunError {
     NoDevice,
     #[error("cannot create a TUN device")]
     Os(#[source] io::Error),
+    #[error("not permitted to open {NODE}, by which TUN devices are created")]
+    Unopened,
 }
 
 /// A TUN device, down and without address; it goes away when its descriptor is closed.
@@ -98,6 +102,7 @@ fn is_of(error: &io::Error, errno: Errno) -> bool {
 
 fn classify(name: &str, error: io::Error) -> TunError {
     match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) if !inspect::may_open_tun() => TunError::Unopened,
         Some(Errno::EPERM | Errno::EACCES) => TunError::Denied,
         Some(Errno::EBUSY | Errno::EEXIST) => TunError::NameTaken(name.to_owned()),
         Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDevice,

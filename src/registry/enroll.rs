@@ -9,8 +9,9 @@ use thiserror::Error;
 use crate::id::{AgentId, Did, IdentityKey, Label, NetworkId, NetworkPrefix, UnixTime};
 use crate::registry::store::{Joining, NewRecord, NewToken, RecordRow, Sequence};
 use crate::statement::{
-    Admission, Authority, Chain, ChainError, Gate, Grant, Member, Record, Revocations, Role,
-    Statement, StatementError, issue, verify_pending_record_of, verify_record_of,
+    Admission, Authority, Chain, ChainError, EPHEMERAL_NAME, Gate, Grant, Member, Record,
+    Revocations, Role, Statement, StatementError, issue, verify_pending_record_of,
+    verify_record_of,
 };
 
 /// What a registry knows of the network somebody wants to be in.
@@ -88,6 +89,9 @@ pub fn kept(record: &Statement<Record>, of: &Enrolled, lease: UnixTime) -> NewRe
     let Enrolled { member, chain } = of;
     let grants = chain.grants().iter();
     let links = grants.flat_map(|g| [g.subject().to_string(), g.hash().to_string()]);
+    // Peers give the name of an ephemeral agent free that they hear nothing of for a day.
+    let anew = member.authority.ephemeral;
+    let anew = anew.then(|| record.issued().as_secs() / (EPHEMERAL_NAME / 2).as_secs());
     NewRecord {
         network: member.network,
         row: RecordRow {
@@ -100,7 +104,7 @@ pub fn kept(record: &Statement<Record>, of: &Enrolled, lease: UnixTime) -> NewRe
         ephemeral: member.authority.ephemeral,
         granted: granted(chain),
         sequence: Sequence::of(record),
-        content: content(record.claims(), record.expires()),
+        content: content(&(record.claims(), anew), record.expires()),
         lease,
         links: links.collect(),
     }

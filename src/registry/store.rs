@@ -16,9 +16,9 @@ use thiserror::Error;
 use crate::id::{AgentId, Did, MemberName, NetworkId, UnixTime};
 
 pub use rows::{
-    Change, Counts, Creation, JoinOutcome, Joining, Kept, NetworkRow, NewConsent, NewGateway,
-    NewNetwork, NewRecord, NewRequest, NewRevocation, NewToken, Page, RecordRow, Sequence,
-    TokenRow, Whom,
+    Change, Counts, Creation, Departure, Farewell, JoinOutcome, Joining, Kept, NetworkRow,
+    NewConsent, NewGateway, NewNetwork, NewRecord, NewRequest, NewRevocation, NewToken, Page,
+    RecordRow, Sequence, TokenRow, Whom,
 };
 
 /// Why the store could not answer.
@@ -93,13 +93,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Keeps an agent's newest record for a lease.
     async fn put_record(&self, new: &NewRecord, now: UnixTime) -> Result<Kept, StoreError>;
 
-    /// Forgets an agent's record; its name stays its own.
-    async fn leave(
-        &self,
-        network: &NetworkId,
-        sequence: &Sequence,
-        now: UnixTime,
-    ) -> Result<Kept, StoreError>;
+    /// Forgets an agent's record. Its name stays its own, unless the agent is ephemeral: then nothing of it stays,
+    /// and its peers are told.
+    async fn leave(&self, farewell: &Farewell, now: UnixTime) -> Result<Departure, StoreError>;
 
     /// Forgets records whose chain no longer holds.
     async fn drop_records(&self, network: &NetworkId, agents: &[AgentId])

@@ -1,9 +1,13 @@
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Did, Label, MemberName, NamePattern, NetworkPrefix, TunnelKey, UnixTime};
 use crate::statement::{Claims, Scope, envelope::StatementHash};
+
+/// How long an ephemeral agent's name stays its own after it was last seen; it is free at once when the agent
+/// leaves (protocol.md section 1).
+pub const EPHEMERAL_NAME: Duration = Duration::from_secs(86_400);
 
 /// What a grant's subject may do in the network.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -45,6 +49,7 @@ pub struct Grant {
     pub tags: BTreeSet<Label>,
     /// How many more grants may follow this one.
     pub depth: u8,
+    /// Whether nothing of the subject stays once it left, its name least of all.
     #[serde(default)]
     pub ephemeral: bool,
     /// Narrows the ports the subject may use or be reached at; None inherits.

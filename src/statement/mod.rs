@@ -21,8 +21,8 @@ pub use envelope::{
     Claims, Head, MAX_STATEMENT, Statement, StatementError, StatementHash, kind_of,
 };
 pub use kinds::{
-    Admission, Auth, Consent, ConsentState, Gateway, Grant, NamePatterns, Record, Registry,
-    Request, Revocation, RevokedKey, Role, RootClaims, TokenClaims,
+    Admission, Auth, Consent, ConsentState, EPHEMERAL_NAME, Gateway, Grant, NamePatterns, Record,
+    Registry, Request, Revocation, RevokedKey, Role, RootClaims, TokenClaims,
 };
 pub use revoked::Revocations;
 pub use scope::{Protocol, Scope, ScopeError};

@@ -185,6 +185,39 @@ fn an_agent_that_joined_before_runs_programs() {
     });
 }
 
+/// K9: jobs of one name follow each other, each a new agent that its peers take for what it is.
+#[test]
+fn an_ephemeral_name_serves_the_next_job() {
+    in_world(|world| {
+        let (lab, _page) = open_house(world);
+        let a = &lab.site.a;
+        lab.token("jobs", "--name nightly --uses 10 --ephemeral");
+        let run = format!("exec {USER} agentnet run --token-file /mnt/jobs.token -- sh -c");
+        let fetch = "curl -sS --max-time 30 --retry 5 --retry-all-errors";
+        let mut addresses = Vec::new();
+        for _ in 0..3 {
+            let job = format!(
+                "{} && {fetch} http://{B}:8000/ && ip -o -6 addr show agn0",
+                befriend()
+            );
+            let ran = a.start(&format!("{run} '{job}'")).finish(SLOW);
+            assert!(ran.code == 0 && ran.stdout.contains(MARKER), "{ran}");
+            let address = ran
+                .stdout
+                .split_whitespace()
+                .find(|word| word.ends_with("/128"));
+            addresses.push(address.unwrap().to_owned());
+            wait_for("b has forgotten it", || {
+                !lab.site.b.ok("agentnet peers").contains("nightly")
+            });
+        }
+        addresses.dedup();
+        assert_eq!(addresses.len(), 3, "each is an agent of its own");
+        let b = lab.site.b.run("getent hosts nightly.acme.agent");
+        assert_ne!(b.code, 0, "{b}");
+    });
+}
+
 /// Programs at once in the test, unless AGENTNET_RUNS says otherwise.
 const MANY: &str = "40";
 

@@ -144,7 +144,17 @@ fn without_dev_net_tun() {
             "agentnet up",
             &["/dev/net/tun", "code: tun_missing"],
         );
-        lab.site.a.ok("umount /dev/net");
+        lab.site.a.ok(
+            "umount /dev/net && mount --bind /dev/net/tun /dev/net/tun && \
+             mount -o remount,bind,nodev /dev/net/tun",
+        );
+        // Also where udev, which makes it everybody's, does not run.
+        cannot_run(
+            &lab.site.a,
+            "agentnet up",
+            &["open /dev/net/tun", "chmod 0666", "code: tun_denied"],
+        );
+        lab.site.a.ok("umount /dev/net/tun");
         drop(start_node(&lab.site.a));
     });
 }

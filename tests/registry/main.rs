@@ -6,6 +6,7 @@ mod evil;
 mod gateways;
 mod hostile;
 mod joining;
+mod leaving;
 mod lifecycle;
 mod pinned;
 mod support;

@@ -4,7 +4,7 @@ use agentnet::wire::api::registry::{EventKind, Resolve};
 
 use crate::support::{World, code, key, now, sign};
 
-fn name(text: &str) -> Resolve {
+pub(crate) fn name(text: &str) -> Resolve {
     Resolve {
         name: Some(text.parse().unwrap()),
         address: None,

@@ -4,7 +4,6 @@ serve
 agentnet network create acme --operator-token-file /var/lib/agentnet-registry/operator.token
 agentnet token create acme --name '*' --uses 99 --out /token
 chmod 644 /token
-chmod 666 /dev/net/tun
 useradd -m someone
 
 # as_someone LIMIT... -- COMMAND...: runs it as a user of its own under properties of systemd.exec(5).

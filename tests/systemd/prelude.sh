@@ -5,6 +5,9 @@ exec >/shared/log 2>&1
 trap 'code=$?; set +e; journalctl -b --no-pager -u "agentnet*" | tail -n 80; systemctl exit $code' EXIT
 set -exuo pipefail
 
+# As udev makes it, which does not run in containers.
+chmod 666 /dev/net/tun
+
 operator="--operator-token-file /var/lib/agentnet-registry/operator.token"
 
 # until_so COMMAND...: waits until it succeeds, 20 s at most.

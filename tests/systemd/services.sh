@@ -44,7 +44,6 @@ agentnet gateway status --config /var/lib/agentnet-gateway/gateway.toml
 
 # An agent apart from the host, for programs of one user.
 agentnet agent add --token-file /tmp/token --name c --apart --user nobody
-chmod 666 /dev/net/tun
 as_nobody() { setpriv --reuid nobody --regid nogroup --clear-groups env -C / HOME=/ agentnet "$@"; }
 until_so sh -c 'agentnet agent list | grep -q "c.acme.agent.*connected"'
 [ "$(as_nobody run --agent c -- id -un)" = nobody ]

@@ -176,9 +176,8 @@ fn code_of_daemon(error: &DaemonError) -> Option<&'static str> {
 
 fn code_of_device(error: &DeviceError) -> Option<&'static str> {
     match error {
-        DeviceError::Tun(TunError::Denied) | DeviceError::Route(RouteError::Denied) => {
-            Some("tun_denied")
-        }
+        DeviceError::Tun(TunError::Denied | TunError::Unopened)
+        | DeviceError::Route(RouteError::Denied) => Some("tun_denied"),
         DeviceError::Tun(TunError::NoDevice) => Some("tun_missing"),
         DeviceError::Route(RouteError::PrefixRouted { .. }) => Some("prefix_routed"),
         DeviceError::Route(RouteError::AddressTaken { .. }) => Some("address_taken"),
@@ -206,6 +205,9 @@ fn cure_of_device(error: &DeviceError) -> Option<&'static str> {
         DeviceError::Tun(TunError::Denied) | DeviceError::Route(RouteError::Denied) => {
             Some(NET_ADMIN)
         }
+        DeviceError::Tun(TunError::Unopened) => Some(
+            "as root: chmod 0666 /dev/net/tun, as udev does; a container needs --device /dev/net/tun",
+        ),
         DeviceError::Tun(TunError::NoDevice) => {
             Some("load it with `modprobe tun`; a container needs --device /dev/net/tun")
         }

@@ -136,7 +136,7 @@ impl From<TunError> for Obstacle {
     fn from(error: TunError) -> Self {
         let what = error.to_string();
         match error {
-            TunError::Denied => Self::new(Cause::TunDenied, what),
+            TunError::Denied | TunError::Unopened => Self::new(Cause::TunDenied, what),
             TunError::NoDevice => Self::new(Cause::TunMissing, what),
             TunError::NameTaken(_) => Self::new(Cause::Os, what),
             TunError::Os(source) => Self::os("create a TUN device", &source),

@@ -11,7 +11,7 @@ use crate::registry::api::error::ApiError;
 use crate::registry::api::networks::network_of;
 use crate::registry::authorize::Call;
 use crate::registry::enroll::{self, Enrolled};
-use crate::registry::store::{JoinOutcome, Kept, NetworkRow, Sequence};
+use crate::registry::store::{Farewell, JoinOutcome, Kept, NetworkRow, Sequence};
 use crate::registry::watch::Hint;
 use crate::statement::{Record, Statement};
 use crate::wire::api::problem::{Code, Problem};
@@ -81,7 +81,7 @@ pub(super) async fn put_record(
     refresh(&app, &row, &record, authed.now).await
 }
 
-/// Takes the agent's record back; its name stays its own.
+/// Takes the agent's record back. Its name stays its own, unless it is ephemeral.
 #[utoipa::path(delete, path = "/v1/networks/{network}/record", tag = "agent",
     params(("network" = String, Path)), request_body = RecordBody,
     responses((status = 200, body = Refreshed), (status = "default", body = Problem)))]
@@ -148,13 +148,17 @@ async fn forget(
     record: &Statement<Record>,
     now: UnixTime,
 ) -> Result<Json<Refreshed>, ApiError> {
-    let sequence = Sequence::of(record);
-    let kept = app.store().leave(network, &sequence, now).await?;
-    ApiError::unless_kept(&kept)?;
+    let farewell = Farewell {
+        network: *network,
+        sequence: Sequence::of(record),
+        text: record.text().to_owned(),
+    };
+    let departure = app.store().leave(&farewell, now).await?;
+    ApiError::unless_kept(&departure.kept)?;
     // The watch of one who left ends, as it finds itself no member.
     let hint = Hint::Record {
         agent: AgentId::from(record.issuer()),
-        toward: Vec::new(),
+        toward: departure.told,
     };
     app.hub.publish(network, hint);
     Ok(Json(Refreshed {

@@ -143,6 +143,23 @@ pub struct RecordRow {
     pub text: String,
 }
 
+/// An agent's word that it leaves its network.
+#[derive(Clone, Debug)]
+pub struct Farewell {
+    pub network: NetworkId,
+    pub sequence: Sequence,
+    /// The record with `ttl` 0 that says so.
+    pub text: String,
+}
+
+/// What became of a farewell.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Departure {
+    pub kept: Kept,
+    /// Who had to do with the agent, and is told that nothing of it stays.
+    pub told: Vec<AgentId>,
+}
+
 /// By what a record is looked up.
 #[derive(Clone, Debug)]
 pub enum Whom {

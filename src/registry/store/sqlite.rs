@@ -2,6 +2,7 @@
 
 mod authority;
 mod changes;
+mod departures;
 mod members;
 mod networks;
 mod schema;
@@ -20,9 +21,9 @@ use sqlx::{Connection, Pool, Row, Transaction};
 
 use crate::id::{AgentId, Did, MemberName, NetworkId, UnixTime};
 use crate::registry::store::{
-    Counts, Creation, JoinOutcome, Joining, Kept, NetworkRow, NewConsent, NewGateway, NewNetwork,
-    NewRecord, NewRequest, NewRevocation, NewToken, Page, RecordRow, Sequence, Store, StoreError,
-    TokenRow, Whom,
+    Counts, Creation, Departure, Farewell, JoinOutcome, Joining, Kept, NetworkRow, NewConsent,
+    NewGateway, NewNetwork, NewRecord, NewRequest, NewRevocation, NewToken, Page, RecordRow,
+    Sequence, Store, StoreError, TokenRow, Whom,
 };
 
 use schema::MIGRATIONS;
@@ -225,14 +226,8 @@ impl Store for SqliteStore {
         Ok(kept)
     }
 
-    async fn leave(
-        &self,
-        network: &NetworkId,
-        sequence: &Sequence,
-        now: UnixTime,
-    ) -> Result<Kept, StoreError> {
-        write!(self, async |tx| members::leave(tx, network, sequence, now)
-            .await)
+    async fn leave(&self, farewell: &Farewell, now: UnixTime) -> Result<Departure, StoreError> {
+        write!(self, async |tx| departures::leave(tx, farewell, now).await)
     }
 
     async fn drop_records(

@@ -28,6 +28,11 @@ const RECORDS: &str = "SELECT at, text FROM (
          AND c.active = 1 AND c.expires > ?4
      ) WHERE at > ?3 AND lease > ?4 ORDER BY at LIMIT ?5";
 
+const FAREWELLS: &str = "SELECT f.ver AS at, said.text FROM farewells_to f
+     JOIN farewells said ON said.network = f.network AND said.agent = f.agent
+     WHERE f.network = ?1 AND f.peer = ?2 AND f.ver > ?3 AND said.expires > ?4
+     ORDER BY at LIMIT ?5";
+
 const REVOCATIONS: &str = "SELECT ver AS at, text FROM revocations
      WHERE network = ?1 AND ?2 <> '' AND ver > ?3 AND ?4 > 0 ORDER BY at LIMIT ?5";
 
@@ -46,6 +51,7 @@ pub(super) async fn of_member(
     let mut lists = Vec::new();
     for (kind, sql) in [
         (EventKind::Revocation, REVOCATIONS),
+        (EventKind::Record, FAREWELLS),
         (EventKind::Record, RECORDS),
         (EventKind::Consent, CONSENTS),
         (EventKind::Request, REQUESTS),

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{query, query_scalar};
 
@@ -7,13 +5,8 @@ use crate::id::{AgentId, MemberName, NetworkId, OverlayIp, UnixTime};
 use crate::registry::store::sqlite::{
     authority, millis, next_version, number, parsed, signed, take_sequence, text,
 };
-use crate::registry::store::{
-    JoinOutcome, Joining, Kept, NewRecord, RecordRow, Sequence, StoreError, Whom,
-};
-use crate::statement::Role;
-
-/// How long an ephemeral agent's name stays its own after it was last seen (protocol.md section 1).
-const EPHEMERAL: Duration = Duration::from_secs(86_400);
+use crate::registry::store::{JoinOutcome, Joining, Kept, NewRecord, RecordRow, StoreError, Whom};
+use crate::statement::{EPHEMERAL_NAME, Role};
 
 /// Most names bound to one key in one network; more are a mistake or an attack.
 const MAX_NAMES: i64 = 8;
@@ -115,7 +108,7 @@ async fn bind(
         let holder = text(&row, "agent")?;
         if holder != claim.agent {
             let seen = UnixTime::from_millis(number(&row, "seen")?);
-            let free = number(&row, "ephemeral")? == 1 && now.since(seen) > EPHEMERAL;
+            let free = number(&row, "ephemeral")? == 1 && now.since(seen) > EPHEMERAL_NAME;
             let later = signed(number(&row, "granted")?) < millis(claim.granted);
             let gone = claim.revoked.as_ref() == Some(&holder);
             if !(free || gone || claim.moves && later) {
@@ -254,30 +247,6 @@ async fn put_links(
     Ok(())
 }
 
-pub(super) async fn leave(
-    tx: &mut SqliteConnection,
-    network: &NetworkId,
-    sequence: &Sequence,
-    now: UnixTime,
-) -> Result<Kept, StoreError> {
-    let (network, agent) = (network.to_string(), sequence.issuer.to_string());
-    // Only one that is known here may leave a number behind, so strangers fill nothing.
-    let known = query("UPDATE names SET seen = ? WHERE network = ? AND agent = ?")
-        .bind(millis(now))
-        .bind(&network)
-        .bind(&agent)
-        .execute(&mut *tx)
-        .await?;
-    if known.rows_affected() == 0 {
-        return Ok(Kept::Same);
-    }
-    let kept = take_sequence(tx, &network, sequence).await?;
-    if kept == Kept::New {
-        forget(tx, &network, &agent).await?;
-    }
-    Ok(kept)
-}
-
 pub(super) async fn drop_records(
     tx: &mut SqliteConnection,
     network: &NetworkId,
@@ -309,7 +278,12 @@ async fn forget_as(
     }
 }
 
-async fn forget(tx: &mut SqliteConnection, network: &str, agent: &str) -> Result<(), StoreError> {
+/// Forgets an agent's record and what it came through.
+pub(super) async fn forget(
+    tx: &mut SqliteConnection,
+    network: &str,
+    agent: &str,
+) -> Result<(), StoreError> {
     query("DELETE FROM records WHERE network = ? AND agent = ?")
         .bind(network)
         .bind(agent)
@@ -434,6 +408,9 @@ pub(super) async fn expire(
         "DELETE FROM records WHERE lease <= ?",
         "DELETE FROM requests WHERE expires <= ?",
         "DELETE FROM consents WHERE expires <= ?",
+        "DELETE FROM farewells_to WHERE (network, agent) IN
+         (SELECT network, agent FROM farewells WHERE expires <= ?)",
+        "DELETE FROM farewells WHERE expires <= ?",
         "DELETE FROM seqs WHERE keep <= ?",
     ] {
         query(sql).bind(now).execute(&mut *tx).await?;
@@ -441,7 +418,8 @@ pub(super) async fn expire(
     let next = query_scalar::<_, Option<i64>>(
         "SELECT min(at) FROM (SELECT min(lease) AS at FROM records
          UNION ALL SELECT min(expires) FROM requests
-         UNION ALL SELECT min(expires) FROM consents)",
+         UNION ALL SELECT min(expires) FROM consents
+         UNION ALL SELECT min(expires) FROM farewells)",
     )
     .fetch_one(tx)
     .await?;

@@ -1,5 +1,5 @@
 /// What brings a database from each version to the next; entries are never changed once released.
-pub(super) const MIGRATIONS: [&str; 1] = [V1];
+pub(super) const MIGRATIONS: [&str; 2] = [V1, V2];
 
 const V1: &str = "
 CREATE TABLE meta (
@@ -128,4 +128,24 @@ CREATE TABLE seqs (
     PRIMARY KEY (network, kind, issuer, subject)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX seqs_by_end ON seqs (keep);
+";
+
+/// What ephemeral agents said that left, and to whom it is told.
+const V2: &str = "
+CREATE TABLE farewells (
+    network TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    text TEXT NOT NULL,
+    expires INTEGER NOT NULL,
+    PRIMARY KEY (network, agent)
+) STRICT;
+CREATE INDEX farewells_by_end ON farewells (expires);
+CREATE TABLE farewells_to (
+    network TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    ver INTEGER NOT NULL,
+    PRIMARY KEY (network, peer, agent)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX farewells_to_by_agent ON farewells_to (network, agent);
 ";
