@@ -37,6 +37,25 @@ package_of() {
   esac
 }
 
+# Installs packages. The services that some bring with them are neither started nor enabled: a squid or a router's
+# daemon is not what somebody wants who runs tests.
+apt_install() {
+  local policy=/usr/sbin/policy-rc.d service
+  (
+    if [ ! -e "$policy" ]; then
+      trap 'as_root rm -f "$policy"' EXIT
+      printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+      as_root chmod 755 "$policy"
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+  ) || return 1
+  for service in squid tinyproxy coturn; do
+    case " $* " in
+      *" $service"[\ -]*) as_root systemctl disable -q "$service" 2>/dev/null || true ;;
+    esac
+  done
+}
+
 # Installs the packages of those commands that are not there, and says so first.
 need_commands() {
   local command missing=()
@@ -46,9 +65,8 @@ need_commands() {
   [ "${#missing[@]}" -gt 0 ] || return 0
   say "installing with apt-get: ${missing[*]}"
   command -v apt-get >/dev/null || fail "no apt-get here: install ${missing[*]} another way"
-  export DEBIAN_FRONTEND=noninteractive
   as_root apt-get update -q || fail "cannot run apt-get as root: install ${missing[*]} first"
-  as_root apt-get install -q -y --no-install-recommends "${missing[@]}"
+  apt_install "${missing[@]}"
 }
 
 # The program of a PostgreSQL server, and no server: Debian makes a database and starts it unless told otherwise.
@@ -58,13 +76,12 @@ need_postgres() {
   say "installing with apt-get: postgresql, without a database of its own"
   command -v apt-get >/dev/null || fail "no apt-get here: install postgresql another way"
   local settings=/etc/postgresql-common/createcluster.conf kept
-  export DEBIAN_FRONTEND=noninteractive
   as_root apt-get update -q || fail "cannot run apt-get as root: install postgresql first"
-  as_root apt-get install -q -y --no-install-recommends postgresql-common
+  apt_install postgresql-common
   kept=$(cat "$settings")
   echo 'create_main_cluster = false' | as_root tee -a "$settings" >/dev/null
   local failed=
-  as_root apt-get install -q -y --no-install-recommends postgresql || failed=1
+  apt_install postgresql || failed=1
   echo "$kept" | as_root tee "$settings" >/dev/null
   [ -z "$failed" ] || fail "cannot install postgresql"
 }
