@@ -13,6 +13,7 @@ use crate::node::alone::{self, AloneError};
 use crate::node::daemon::run;
 use crate::node::join::JoinError;
 use crate::node::sandbox::of_node;
+use crate::os::clock;
 use crate::os::paths;
 use crate::os::sandbox::Sandbox;
 use crate::statement::token::JoinToken;
@@ -33,6 +34,10 @@ pub(super) struct UpArgs {
     /// Join under this name [default: the token's, when it allows but one]
     #[arg(long, value_name = "NAME", env = "AGENTNET_NAME")]
     name: Option<MemberName>,
+
+    /// Leave the token's network again when the node is stopped, as for containers that keep nothing
+    #[arg(long)]
+    leave: bool,
 
     #[command(flatten)]
     node: NodeFlags,
@@ -110,29 +115,39 @@ impl UpArgs {
         self.token.or_else(given)
     }
 
-    /// Makes the agent a member that is to be one.
-    async fn enter(&self, config: &NodeConfig) -> Result<(), Failure> {
+    /// Makes the agent a member that is to be one; returns whom the token is for.
+    async fn enter(&self, config: &NodeConfig) -> Result<Option<String>, Failure> {
         let token = self.token();
         if !token.is_given() {
-            let Some(name) = self.name.as_ref().map(ToString::to_string) else {
-                return Ok(());
-            };
-            if alone::has(config, &name)? {
-                return Ok(());
-            }
-            let what = format!("no agent {name} joined here, and no token is given");
-            let hint = "name a file by --token-file, or set AGENTNET_TOKEN";
-            return Err(Failure::usage(what).hint(hint));
+            self.check_without_token(config)?;
+            return Ok(None);
         }
         let token = token.secret()?.read()?.parse::<JoinToken>()?;
         match alone::enter_patiently(config, &token, self.name.clone()).await {
             Ok(joined) => {
                 info!(name = joined.agent, "Joined");
-                Ok(())
+                Ok(Some(joined.agent))
             }
-            Err(AloneError::Join(JoinError::AlreadyMember(_))) => Ok(()),
+            Err(AloneError::Join(JoinError::AlreadyMember(name))) => Ok(Some(name.to_string())),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn check_without_token(&self, config: &NodeConfig) -> Result<(), Failure> {
+        let hint = "name a file by --token-file, or set AGENTNET_TOKEN";
+        if self.leave {
+            let what =
+                "--leave is for an agent that joins anew at the next start, and no token is given";
+            return Err(Failure::usage(what).hint(hint));
+        }
+        let Some(name) = self.name.as_ref().map(ToString::to_string) else {
+            return Ok(());
+        };
+        if alone::has(config, &name)? {
+            return Ok(());
+        }
+        let what = format!("no agent {name} joined here, and no token is given");
+        Err(Failure::usage(what).hint(hint))
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<(), Failure> {
@@ -142,12 +157,16 @@ impl UpArgs {
         let read = context.node_settings(self.node.flags());
         let settings = reload::follow(logging, read()?, read)?;
         tokio::pin!(stop);
-        tokio::select! {
+        let entered = tokio::select! {
             entered = self.enter(&config) => entered?,
             () = &mut stop => return Ok(()),
+        };
+        let ended = run(config.clone(), Some(settings), stop, daemon::tell_ready).await;
+        if let Some(agent) = entered.filter(|_| self.leave) {
+            let left = alone::leave(&config, Some(&agent), clock::unix()).await?;
+            info!(name = left.name, told = left.told, "Left");
         }
-        run(config, Some(settings), stop, daemon::tell_ready).await?;
-        Ok(())
+        Ok(ended?)
     }
 }
 

@@ -51,6 +51,7 @@ mod run;
 mod seeing;
 mod serve;
 mod services;
+mod sidecar;
 mod site;
 mod stream;
 mod stun;
