@@ -315,6 +315,13 @@ impl Host {
         ));
     }
 
+    /// Waits until routers forward IPv6 from here to `address`: they ask for neighbours once the kernel has found
+    /// their own link-local addresses to be unique.
+    pub(crate) fn wait_for_ipv6(&self, address: &str) {
+        let ask = format!("ping -6 -c 1 -W 1 -q {address}");
+        wait_for("IPv6 passes", || self.run(&ask).code == 0);
+    }
+
     /// Joins `interface` here and `far` on `other` by a cable, both up.
     pub(crate) fn link(&self, interface: &str, other: &Self, far: &str) {
         let (here, there) = (self.netns(), other.netns());

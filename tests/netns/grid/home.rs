@@ -2,7 +2,7 @@
 
 use crate::{
     site::ROUTER,
-    world::{Host, World, wait_for},
+    world::{Host, World},
 };
 
 /// Where the internet's only link, its registry, gateway and proxy are.
@@ -201,11 +201,7 @@ impl Home {
         }
         if self.kind.has_ipv6() {
             ipv6(internet, &router, &self.host, n);
-            // Neighbours are asked for once the kernel has found its link-local addresses to be unique.
-            wait_for("IPv6 passes", || {
-                let ask = format!("ping -6 -c 1 -W 1 -q {REGISTRY6}");
-                self.host.run(&ask).code == 0
-            });
+            self.host.wait_for_ipv6(REGISTRY6);
         }
         self.routers.push(router);
     }

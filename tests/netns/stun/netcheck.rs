@@ -208,6 +208,7 @@ fn ipv6_behind_a_firewall_is_told() {
         a.ok(
             "ip addr add 2001:db8:1::2/64 dev eth0 nodad && ip route add default via 2001:db8:1::1",
         );
+        a.wait_for_ipv6(v6);
         lab.start_gateway();
         lab.node_a.take().unwrap().stop();
         let ask = format!("env AGENTNET_GATEWAY_DISCOVER=[{v6}]:16201");
