@@ -76,6 +76,20 @@ until_so sh -c 'agentnet gateway status --config /var/lib/agentnet-gateway/gatew
 getent hosts b.acme.agent
 rm /run/credstore/agentnet.join-token
 
+# The same, encrypted by the host's key.
+agentnet token create acme --name e --out /run/e.token
+systemd-creds encrypt --name=agentnet.join-token /run/e.token /run/e.encrypted
+rm /run/e.token
+if grep -q agn1_ /run/e.encrypted; then exit 1; fi
+mkdir -p /run/systemd/system/agentnet.service.d
+printf '[Service]\nLoadCredentialEncrypted=agentnet.join-token:/run/e.encrypted\n' \
+  >/run/systemd/system/agentnet.service.d/token.conf
+systemctl daemon-reload
+systemctl restart agentnet
+until_so getent hosts e.acme.agent
+rm -r /run/systemd/system/agentnet.service.d /run/e.encrypted
+systemctl daemon-reload
+
 systemctl restart agentnet
 [ "$(getent hosts a.acme.agent | cut -d' ' -f1)" = "$address" ]
 for unit in agentnet-gateway agentnet-registry agentnet; do

@@ -1,4 +1,5 @@
 mod bounds;
+mod gone;
 
 use super::*;
 use crate::engine::{
