@@ -495,6 +495,7 @@ impl Daemon {
         }
         let removed = self.handle.call(move |core| {
             core.close_outbox(local);
+            core.leave_home(local);
             (core.engine.remove(local, now()), core.dataplane().clone())
         });
         let (removed, plane) = removed.await.ok()?;

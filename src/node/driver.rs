@@ -221,11 +221,16 @@ impl Core {
             return *home;
         }
         // Numbers of programs' namespaces count from the other end.
-        let before = u32::try_from(self.homes.len()).unwrap_or(u32::MAX);
-        let home = Realm(u32::MAX - before);
+        let last = self.homes.values().map(|home| home.0).min();
+        let home = Realm(last.map_or(u32::MAX, |last| last.saturating_sub(1)));
         self.homes.insert(local, home);
         self.publish();
         home
+    }
+
+    /// Forgets where the device of an agent was that left: when it comes back it may be everybody's.
+    pub fn leave_home(&mut self, local: OverlayIp) {
+        self.homes.remove(&local);
     }
 
     /// Takes whose sockets alone may use agents that are on the host.

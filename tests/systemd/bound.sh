@@ -144,6 +144,18 @@ until_so sh -c 'agentnet agent list | grep -q "bob.acme.agent.*connected"'
 fails 'Permission denied' as carol get bob.acme.agent 8000 "$(address alice)"
 [ "$(ip -6 rule | sort | uniq -d)" = "" ]
 
+# Whose an agent is changes by adding it anew; it is the same one.
+before=$(address alice)
+agentnet agent remove alice
+add alice
+[ "$(address alice)" = "$before" ]
+until_so as carol get bob.acme.agent 8000
+[ "$(as carol get bob.acme.agent 8000)" = "hello $before" ]
+agentnet agent remove alice
+add alice --bind-user alice
+until_so as alice get bob.acme.agent 8000
+fails 'Permission denied' as carol get bob.acme.agent 8000
+
 # Nothing is left of it, with the agents and with the daemon.
 agentnet agent remove alice
 agentnet agent remove bob
