@@ -495,7 +495,7 @@ impl Daemon {
         }
         let removed = self.handle.call(move |core| {
             core.close_outbox(local);
-            core.leave_home(local);
+            core.forget_place(local);
             (core.engine.remove(local, now()), core.dataplane().clone())
         });
         let (removed, plane) = removed.await.ok()?;

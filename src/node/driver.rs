@@ -228,8 +228,9 @@ impl Core {
         home
     }
 
-    /// Forgets where the device of an agent was that left: when it comes back it may be everybody's.
-    pub fn leave_home(&mut self, local: OverlayIp) {
+    /// Forgets where the device of an agent was that left: when it comes back it may be elsewhere.
+    pub fn forget_place(&mut self, local: OverlayIp) {
+        self.realms.remove(&local);
         self.homes.remove(&local);
     }
 
